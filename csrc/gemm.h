@@ -1,0 +1,38 @@
+/* C (m, n) = [start] + A (m, k) B (k, n): cache blocking and tile ownership over the table's register tiles. */
+#ifndef FBP_GEMM_H
+#define FBP_GEMM_H
+
+#include "kernels/table.h"
+#include "parallel.h"
+
+/* Element (i, j) is p[i*row + j*col]; transposing swaps the strides. One of the strides of A and of B must be 1. */
+typedef struct {
+    const void *p;
+    ptrdiff_t row, col;
+} fbp_matrix;
+
+typedef struct {
+    ptrdiff_t m, n, k;
+    fbp_matrix a, b;
+    void *c;
+    ptrdiff_t ldc;
+    int start;                     /* what to do with the C that is there */
+    int chunked;                   /* 1: a sum per FBP_KC terms, added up in order (reductions over a batch); 0: one chain over all of k */
+    const fbp_epilogue *epilogue;  /* or NULL */
+} fbp_product;
+
+/* The worker's share of the product. Every element belongs to one worker, whose arithmetic does not depend on who else
+ * works. Scratch: fbp_gemm_scratch bytes, 64-byte aligned, private to the worker. */
+void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch);
+size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k);
+
+/* y (n) = column sums of x (B, n), in chunks of FBP_KC rows like a chunked product. */
+void fbp_column_sums(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t B, ptrdiff_t n, const void *x, int start, void *y);
+
+/* p + n elements of the table's type; NULL stays NULL. */
+static inline void *fbp_at(const fbp_kernels *t, const void *p, ptrdiff_t n)
+{
+    return p ? (char *)p + n * (ptrdiff_t)t->size : NULL;
+}
+
+#endif

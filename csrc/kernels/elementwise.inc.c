@@ -1,0 +1,215 @@
+/* Activations and the other passes over n independent elements.
+ *
+ * A pass runs one vector function over the body and over the tail (idle lanes read as 0 and are not stored), so an element's
+ * result does not depend on where it stands. */
+
+typedef vreal unary(vreal x, real alpha);
+typedef vreal binary(vreal s, vreal dy, real alpha);
+
+static ALWAYS_INLINE void map(ptrdiff_t n, const real *x, real alpha, real *y, unary *f)
+{
+    ptrdiff_t i = 0;
+    for (; i + VL <= n; i += VL) v_store(y + i, f(v_load(x + i), alpha));
+    if (i < n) v_store_n(y + i, f(v_load_n(x + i, n - i), alpha), n - i);
+}
+
+static ALWAYS_INLINE void map_backward(ptrdiff_t n, const real *s, const real *dy, real alpha, int add, real *dx, binary *f)
+{
+    ptrdiff_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        const vreal d = f(v_load(s + i), v_load(dy + i), alpha);
+        v_store(dx + i, add ? v_load(dx + i) + d : d);
+    }
+    if (i < n) {
+        const vreal d = f(v_load_n(s + i, n - i), v_load_n(dy + i, n - i), alpha);
+        v_store_n(dx + i, add ? v_load_n(dx + i, n - i) + d : d, n - i);
+    }
+}
+
+/* ---- y = f(x) and dx = dy * f'(s). Comparisons are written so that NaN passes through, and ReLU'(0) = 0. ------------ */
+
+static ALWAYS_INLINE vreal identity(vreal x, real alpha) { (void)alpha; return x; }
+static ALWAYS_INLINE vreal relu(vreal x, real alpha) { (void)alpha; return v_drop(x <= 0, x); }
+static ALWAYS_INLINE vreal leaky_relu(vreal x, real alpha) { return v_select(x > 0, x, x * alpha); }
+static ALWAYS_INLINE vreal sigmoid(vreal x, real alpha) { (void)alpha; return v_sigmoid(x); }
+static ALWAYS_INLINE vreal tanh_(vreal x, real alpha) { (void)alpha; return v_tanh(x); }
+static ALWAYS_INLINE vreal elu(vreal x, real alpha) { return v_select(x > 0, x, alpha * v_expm1(x)); }
+static ALWAYS_INLINE vreal exp_(vreal x, real alpha) { (void)alpha; return v_exp(x); }
+static ALWAYS_INLINE vreal softplus(vreal x, real alpha) { (void)alpha; return v_softplus(x); }
+static ALWAYS_INLINE vreal gelu(vreal x, real alpha) { (void)alpha; return v_gelu(x); }
+static ALWAYS_INLINE vreal silu(vreal x, real alpha) { (void)alpha; return v_silu(x); }
+
+static ALWAYS_INLINE vreal identity_backward(vreal s, vreal dy, real alpha) { (void)s; (void)alpha; return dy; }
+static ALWAYS_INLINE vreal relu_backward(vreal y, vreal dy, real alpha) { (void)alpha; return v_drop(y <= 0, dy); }
+static ALWAYS_INLINE vreal leaky_relu_backward(vreal s, vreal dy, real alpha) { return v_select(s > 0, dy, dy * alpha); }
+static ALWAYS_INLINE vreal sigmoid_backward(vreal y, vreal dy, real alpha) { (void)alpha; return dy * (y * (1 - y)); }
+static ALWAYS_INLINE vreal tanh_backward(vreal y, vreal dy, real alpha) { (void)alpha; return dy * v_fma(-y, y, v_set(1)); }
+static ALWAYS_INLINE vreal elu_backward(vreal y, vreal dy, real alpha) { return v_select(y > 0, dy, dy * (y + alpha)); }
+static ALWAYS_INLINE vreal exp_backward(vreal y, vreal dy, real alpha) { (void)alpha; return dy * y; }
+static ALWAYS_INLINE vreal softplus_backward(vreal x, vreal dy, real alpha) { (void)alpha; return dy * v_sigmoid(x); }
+static ALWAYS_INLINE vreal gelu_backward(vreal x, vreal dy, real alpha) { (void)alpha; return dy * v_gelu_derivative(x); }
+static ALWAYS_INLINE vreal silu_backward(vreal x, vreal dy, real alpha) { (void)alpha; return dy * v_silu_derivative(x); }
+
+static void act_forward(int act, ptrdiff_t n, const real *x, double alpha, real *y)
+{
+    const real a = (real)alpha;
+    switch (act) {
+    case FBP_IDENTITY: map(n, x, a, y, identity); break;
+    case FBP_RELU: map(n, x, a, y, relu); break;
+    case FBP_LEAKY_RELU: map(n, x, a, y, leaky_relu); break;
+    case FBP_SIGMOID: map(n, x, a, y, sigmoid); break;
+    case FBP_TANH: map(n, x, a, y, tanh_); break;
+    case FBP_ELU: map(n, x, a, y, elu); break;
+    case FBP_EXP: map(n, x, a, y, exp_); break;
+    case FBP_SOFTPLUS: map(n, x, a, y, softplus); break;
+    case FBP_GELU: map(n, x, a, y, gelu); break;
+    case FBP_SILU: map(n, x, a, y, silu); break;
+    }
+}
+
+static void act_backward(int act, ptrdiff_t n, const real *s, const real *dy, double alpha, int add, real *dx)
+{
+    const real a = (real)alpha;
+    switch (act) {
+    case FBP_IDENTITY: map_backward(n, dy, dy, a, add, dx, identity_backward); break;   /* s may be absent */
+    case FBP_RELU: map_backward(n, s, dy, a, add, dx, relu_backward); break;
+    case FBP_LEAKY_RELU: map_backward(n, s, dy, a, add, dx, leaky_relu_backward); break;
+    case FBP_SIGMOID: map_backward(n, s, dy, a, add, dx, sigmoid_backward); break;
+    case FBP_TANH: map_backward(n, s, dy, a, add, dx, tanh_backward); break;
+    case FBP_ELU: map_backward(n, s, dy, a, add, dx, elu_backward); break;
+    case FBP_EXP: map_backward(n, s, dy, a, add, dx, exp_backward); break;
+    case FBP_SOFTPLUS: map_backward(n, s, dy, a, add, dx, softplus_backward); break;
+    case FBP_GELU: map_backward(n, s, dy, a, add, dx, gelu_backward); break;
+    case FBP_SILU: map_backward(n, s, dy, a, add, dx, silu_backward); break;
+    }
+}
+
+/* ---- dropout: y_i = x_i / (1 - p) where bit stream (key, first + i) says keep, else 0. Its own backward. ------------- */
+
+/* A 32-bit mixer: two rounds of xor-shift and multiply with the 64-bit key folded in between, enough for every output bit
+ * to depend on every input bit. */
+static inline uint32_t mix(uint32_t h, uint64_t key)
+{
+    h ^= (uint32_t)key;
+    h ^= h >> 16; h *= 0x7feb352du; h ^= h >> 15; h *= 0x846ca68bu; h ^= h >> 16;
+    h += (uint32_t)(key >> 32);
+    h ^= h >> 16; h *= 0x7feb352du; h ^= h >> 15; h *= 0x846ca68bu; h ^= h >> 16;
+    return h;
+}
+
+static void dropout(ptrdiff_t n, const real *x, double p, uint64_t key, uint64_t first, int add, real *y)
+{
+    const uint64_t threshold = (uint64_t)(p * 4294967296.0);   /* drop when the 32-bit hash is below */
+    const real keep = p < 1 ? (real)(1 / (1 - p)) : 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const uint64_t element = first + (uint64_t)i;
+        const uint32_t h = mix((uint32_t)element, key + (element >> 32) * 0x9e3779b97f4a7c15u);
+        const real v = (uint64_t)h < threshold ? 0 : x[i] * keep;
+        y[i] = add ? y[i] + v : v;
+    }
+}
+
+/* ---- softmax by rows: y = e^(x - max) / sum. dx = y * (dy - sum(dy * y)). ------------------------------------------- */
+
+static ALWAYS_INLINE void lanes_add(double *lane, ptrdiff_t at, vreal v)
+{
+    for (ptrdiff_t i = 0; i < VL; i++) lane[at + i] += (double)v[i];
+}
+
+static real row_max(ptrdiff_t n, const real *x)
+{
+    real m = x[0];
+    ptrdiff_t j = 0;
+    if (n >= VL) {
+        vreal acc = v_load(x);
+        for (j = VL; j + VL <= n; j += VL) acc = v_max(v_load(x + j), acc);
+        for (int i = 0; i < VL; i++) m = acc[i] > m ? acc[i] : m;
+    }
+    for (; j < n; j++) m = x[j] > m ? x[j] : m;
+    return m;
+}
+
+/* e_j = e^(x_j - max), returns their sum; e may be NULL. */
+static double row_exp(ptrdiff_t n, const real *x, real max, real *e)
+{
+    double lane[LANES] = {0};
+    ptrdiff_t j = 0;
+    for (; j + VL <= n; j += VL) {
+        const vreal v = v_exp(v_load(x + j) - max);
+        if (e) v_store(e + j, v);
+        lanes_add(lane, j % LANES, v);
+    }
+    if (j < n) {
+        const vreal v = v_exp(v_load_n(x + j, n - j) - max);
+        if (e) v_store_n(e + j, v, n - j);
+        for (ptrdiff_t i = 0; i < n - j; i++) lane[j % LANES + i] += (double)v[i];
+    }
+    return lanes_sum(lane);
+}
+
+static void scale(ptrdiff_t n, double factor, real *x)
+{
+    const real f = (real)factor;
+    for (ptrdiff_t i = 0; i < n; i++) x[i] *= f;
+}
+
+static void softmax_forward(ptrdiff_t B, ptrdiff_t n, const real *x, real *y)
+{
+    for (ptrdiff_t i = 0; i < B; i++, x += n, y += n) {
+        const double sum = row_exp(n, x, row_max(n, x), y);
+        for (ptrdiff_t j = 0; j < n; j++) y[j] = (real)(y[j] / sum);
+    }
+}
+
+static void softmax_backward(ptrdiff_t B, ptrdiff_t n, const real *y, const real *dy, int add, real *dx)
+{
+    for (ptrdiff_t i = 0; i < B; i++, y += n, dy += n, dx += n) {
+        double lane[LANES] = {0};
+        for (ptrdiff_t j = 0; j < n; j++) lane[j % LANES] += (double)y[j] * (double)dy[j];
+        const real dot = (real)lanes_sum(lane);
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const real d = y[j] * (dy[j] - dot);
+            dx[j] = add ? dx[j] + d : d;
+        }
+    }
+}
+
+/* ---- sums in double over LANES accumulators ------------------------------------------------------------------------ */
+
+static double sum(ptrdiff_t n, const real *x)
+{
+    double lane[LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l];
+    for (; i < n; i++) lane[i % LANES] += (double)x[i];
+    return lanes_sum(lane);
+}
+
+static double sum_of_squares(ptrdiff_t n, const real *x)
+{
+    double lane[LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l] * (double)x[i + l];
+    for (; i < n; i++) lane[i % LANES] += (double)x[i] * (double)x[i];
+    return lanes_sum(lane);
+}
+
+/* Index of the first NaN or infinity, or -1: x - x is 0 for a finite x and NaN otherwise. */
+static ptrdiff_t first_nonfinite(ptrdiff_t n, const real *x)
+{
+    enum { STRIDE = 4096 };
+    for (ptrdiff_t i = 0; i < n; i += STRIDE) {
+        const ptrdiff_t end = n - i < STRIDE ? n : i + STRIDE;
+        vreal acc = {0};
+        ptrdiff_t j = i;
+        for (; j + VL <= end; j += VL) { const vreal v = v_load(x + j); acc += v - v; }
+        if (j < end) { const vreal v = v_load_n(x + j, end - j); acc += v - v; }
+        real s = 0;
+        for (int l = 0; l < VL; l++) s += acc[l];
+        if (s != 0)   /* s is 0 or NaN, and NaN != 0 */
+            for (j = i; j < end; j++) if (x[j] - x[j] != 0) return j;
+    }
+    return -1;
+}

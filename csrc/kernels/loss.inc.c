@@ -1,0 +1,140 @@
+/* Losses: each returns the sum over the rows of w_i l_i, in double, and writes dp = w_i * dl_i/dp * factor.
+ *
+ *   squared error            l = (p - t)^2                                    dl = 2 (p - t)
+ *   absolute error           l = |p - t|                                      dl = sign(p - t)
+ *   Huber(param)             l = d^2/2 for |d| <= param, else param (|d| - param/2)
+ *   binary cross-entropy     l = -[t log p + (1-t) log(1-p)]                  dl = (p - t) / (p (1-p))
+ *     logarithms not below -100, denominator not below 1e-12, as in PyTorch: finite for every p in [0, 1]
+ *   ... on logits            l = max(z,0) - z t + log1p(e^-|z|)               dl = sigmoid(z) - t
+ *   softmax cross-entropy    l = sum_j t_j (logsumexp(s) - s_j)               dl = softmax(s) sum_j t_j - t
+ */
+
+typedef struct { vreal value, slope; } loss_pair;
+
+static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real param)
+{
+    const vreal d = p - t, one = v_set(1);
+    switch (kind) {
+    case FBP_MSE: return (loss_pair){d * d, d + d};
+    case FBP_L1: return (loss_pair){v_abs(d), v_select(d != 0, v_copysign(one, d), d)};
+    case FBP_HUBER: {
+        const vreal a = v_abs(d), limit = v_set(param);
+        const vint inside = a <= param;
+        return (loss_pair){v_select(inside, (real)0.5 * d * d, limit * (a - (real)0.5 * limit)),
+                           v_select(inside, d, v_copysign(limit, d))};
+    }
+    case FBP_BCE: {
+        const vreal floor = v_set(-100), lp = v_max(floor, v_log(p)), lq = v_max(floor, v_log1p(-p));
+        return (loss_pair){-(v_fma(t, lp, (1 - t) * lq)), d / v_max(v_set((real)1e-12), p * (1 - p))};
+    }
+    default:
+        return (loss_pair){v_drop(p <= 0, p) - p * t + v_log1p(v_exp(-v_abs(p))), v_sigmoid(p) - t};
+    }
+}
+
+static ALWAYS_INLINE double loss_row(const int kind, ptrdiff_t n, const real *p, const real *t, real param, real factor, real *dp)
+{
+    double lane[LANES] = {0};
+    ptrdiff_t j = 0;
+    for (; j + VL <= n; j += VL) {
+        const loss_pair l = loss_at(kind, v_load(p + j), v_load(t + j), param);
+        lanes_add(lane, j % LANES, l.value);
+        if (dp) v_store(dp + j, l.slope * factor);
+    }
+    if (j < n) {
+        const ptrdiff_t r = n - j;
+        const loss_pair l = loss_at(kind, v_load_n(p + j, r), v_load_n(t + j, r), param);
+        for (ptrdiff_t i = 0; i < r; i++) lane[j % LANES + i] += (double)l.value[i];
+        if (dp) v_store_n(dp + j, l.slope * factor, r);
+    }
+    return lanes_sum(lane);
+}
+
+/* Without weights the rows are one long row: no tails between them. */
+static ALWAYS_INLINE double loss_rows(const int kind, ptrdiff_t B, ptrdiff_t n, const real *p, const real *t, const real *w, real param,
+                                      double factor, real *dp)
+{
+    if (!w) return loss_row(kind, B * n, p, t, param, (real)factor, dp);
+    double total = 0;
+    for (ptrdiff_t i = 0; i < B; i++)
+        total += (double)w[i] * loss_row(kind, n, p + i * n, t + i * n, param, (real)((double)w[i] * factor), dp ? dp + i * n : NULL);
+    return total;
+}
+
+static double loss(int kind, ptrdiff_t B, ptrdiff_t n, const real *p, const real *t, const real *w, double param, double factor, real *dp)
+{
+    const real c = (real)param;
+    switch (kind) {
+    case FBP_MSE: return loss_rows(FBP_MSE, B, n, p, t, w, c, factor, dp);
+    case FBP_L1: return loss_rows(FBP_L1, B, n, p, t, w, c, factor, dp);
+    case FBP_HUBER: return loss_rows(FBP_HUBER, B, n, p, t, w, c, factor, dp);
+    case FBP_BCE: return loss_rows(FBP_BCE, B, n, p, t, w, c, factor, dp);
+    default: return loss_rows(FBP_BCE_LOGITS, B, n, p, t, w, c, factor, dp);
+    }
+}
+
+/* Targets are labels, or probabilities t (B, n). Smoothing e moves them to (1-e) t + e/n. A row with w = 0 counts for
+ * nothing even where its loss is infinite. */
+static double cross_entropy(ptrdiff_t B, ptrdiff_t n, const real *s, const real *t, const int64_t *label, const real *w, double smoothing,
+                            double factor, real *ds)
+{
+    const double even = smoothing / (double)n, kept = 1 - smoothing;
+    double total = 0;
+    for (ptrdiff_t i = 0; i < B; i++, s += n) {
+        const real max = row_max(n, s);
+        const double sum_exp = row_exp(n, s, max, ds);
+        double linear = 0, mass;
+        if (label) {
+            mass = kept;
+            linear = kept * (double)(s[label[i]] - max);
+        } else {
+            double lane_mass[LANES] = {0}, lane_linear[LANES] = {0};
+            for (ptrdiff_t j = 0; j < n; j++) {
+                lane_mass[j % LANES] += (double)t[j];
+                if (t[j] != 0) lane_linear[j % LANES] += (double)t[j] * (double)(s[j] - max);   /* 0 * -inf is 0 here */
+            }
+            mass = kept * lanes_sum(lane_mass);
+            linear = kept * lanes_sum(lane_linear);
+        }
+        if (smoothing > 0) {
+            double lane[LANES] = {0};
+            for (ptrdiff_t j = 0; j < n; j++) lane[j % LANES] += (double)(s[j] - max);
+            linear += even * lanes_sum(lane);
+            mass += smoothing;
+        }
+        const double weight = w ? (double)w[i] : 1;
+        if (weight != 0) total += weight * (mass * log(sum_exp) - linear);
+        if (ds) {
+            const double f = weight * factor;
+            const real g = (real)(f * mass / sum_exp), shift = (real)(f * even);
+            for (ptrdiff_t j = 0; j < n; j++) ds[j] = g * ds[j] - shift;
+            if (label) ds[label[i]] -= (real)(f * kept);
+            else for (ptrdiff_t j = 0; j < n; j++) ds[j] -= (real)(f * kept) * t[j];
+            ds += n;
+        }
+        if (t) t += n;
+    }
+    return total;
+}
+
+/* Labels or class probabilities (threshold NaN): the number of rows whose largest element is the target's.
+ * Otherwise, elementwise: the mean over the n outputs of [p > threshold] == [t > 1/2], summed over the rows. */
+static double accuracy(ptrdiff_t B, ptrdiff_t n, const real *p, const real *t, const int64_t *label, double threshold)
+{
+    double hits = 0;
+    for (ptrdiff_t i = 0; i < B; i++, p += n) {
+        if (threshold == threshold) {
+            ptrdiff_t same = 0;
+            for (ptrdiff_t j = 0; j < n; j++) same += ((double)p[j] > threshold) == (t[j] > (real)0.5);
+            hits += (double)same / (double)n;
+        } else {
+            ptrdiff_t best = 0, want = 0;
+            for (ptrdiff_t j = 1; j < n; j++) if (p[j] > p[best]) best = j;
+            if (label) want = label[i];
+            else for (ptrdiff_t j = 1; j < n; j++) if (t[j] > t[want]) want = j;
+            hits += best == want;
+        }
+        if (t) t += n;
+    }
+    return hits;
+}

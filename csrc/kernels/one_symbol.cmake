@@ -1,0 +1,11 @@
+# Fails unless every kernel object defines exactly one global symbol, its table.
+foreach(object ${OBJECTS})
+  execute_process(COMMAND ${NM} --defined-only --extern-only ${object} OUTPUT_VARIABLE symbols)
+  string(REGEX MATCHALL "fbp_kernels_[a-z0-9_]+" tables "${symbols}")
+  string(REGEX MATCHALL "\n" lines "${symbols}")
+  list(LENGTH tables table_count)
+  list(LENGTH lines line_count)
+  if(NOT table_count EQUAL 1 OR NOT line_count EQUAL 1)
+    message(FATAL_ERROR "${object} must define one symbol, its table, but defines:\n${symbols}")
+  endif()
+endforeach()

@@ -1,0 +1,174 @@
+/* One vector type, `vreal`, and the few operations that C's own operators do not give. The only file with intrinsics.
+ *
+ * GCC and Clang vector extensions supply + - * / < & | on whole vectors, so kernels read like scalar code. The element
+ * type follows FBP_DOUBLE, the width follows the instruction set that the file is compiled for; FBP_VECTOR_BYTES widens it
+ * beyond that, so that 512-bit logic can be tested on a machine with 256-bit registers.
+ *
+ * A comparison gives a `vint` of the same shape: all ones where true, 0 where false. */
+#ifndef FBP_SIMD_H
+#define FBP_SIMD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "fastbp needs IEEE arithmetic: compile without -ffast-math and -ffinite-math-only"
+#endif
+
+#if defined(FBP_VECTOR_BYTES)
+#define VBYTES FBP_VECTOR_BYTES
+#elif defined(__AVX512F__)
+#define VBYTES 64
+#elif defined(__AVX2__)
+#define VBYTES 32
+#else
+#define VBYTES 16
+#endif
+
+#ifdef FBP_DOUBLE
+typedef double real;
+typedef int64_t ireal;
+#else
+typedef float real;
+typedef int32_t ireal;
+#endif
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define VL ((ptrdiff_t)(VBYTES / sizeof(real)))   /* lanes */
+
+typedef real vreal __attribute__((vector_size(VBYTES)));
+typedef ireal vint __attribute__((vector_size(VBYTES)));
+typedef real vreal_unaligned __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_alias));
+
+/* ---- loads and stores: no alignment needed; *_n touch the first n < VL elements only ---------------------------- */
+
+static ALWAYS_INLINE vreal v_load(const real *p) { return *(const vreal_unaligned *)p; }
+static ALWAYS_INLINE void v_store(real *p, vreal v) { *(vreal_unaligned *)p = v; }
+static ALWAYS_INLINE vreal v_set(real s) { return s - (vreal){0}; }   /* s - 0 keeps the sign of s = -0 */
+
+#if VBYTES == 64 && defined(__AVX512F__)
+#ifdef FBP_DOUBLE
+#define V_MASK(n) ((__mmask8)((1u << (n)) - 1))
+static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n) { return (vreal)_mm512_maskz_loadu_pd(V_MASK(n), p); }
+static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { _mm512_mask_storeu_pd(p, V_MASK(n), (__m512d)v); }
+#else
+#define V_MASK(n) ((__mmask16)((1u << (n)) - 1))
+static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n) { return (vreal)_mm512_maskz_loadu_ps(V_MASK(n), p); }
+static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { _mm512_mask_storeu_ps(p, V_MASK(n), (__m512)v); }
+#endif
+#elif VBYTES == 32 && defined(__AVX2__)
+static ALWAYS_INLINE __m256i v_mask_n(ptrdiff_t n)
+{
+    static const ireal ones_then_zeros[2 * VBYTES / sizeof(real)] = {
+#ifdef FBP_DOUBLE
+        -1, -1, -1, -1
+#else
+        -1, -1, -1, -1, -1, -1, -1, -1
+#endif
+    };
+    return _mm256_loadu_si256((const __m256i *)(ones_then_zeros + VL - n));
+}
+#ifdef FBP_DOUBLE
+static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n) { return (vreal)_mm256_maskload_pd(p, v_mask_n(n)); }
+static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { _mm256_maskstore_pd(p, v_mask_n(n), (__m256d)v); }
+#else
+static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n) { return (vreal)_mm256_maskload_ps(p, v_mask_n(n)); }
+static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { _mm256_maskstore_ps(p, v_mask_n(n), (__m256)v); }
+#endif
+#else
+static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n)
+{
+    vreal v = {0};
+    memcpy(&v, p, (size_t)n * sizeof(real));
+    return v;
+}
+static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { memcpy(p, &v, (size_t)n * sizeof(real)); }
+#endif
+
+/* ---- a*b + c with one rounding. The baseline set has no such instruction and rounds twice: its results form a
+ * ---- numerics class of their own; all the others agree bit for bit. ------------------------------------------------ */
+
+#if VBYTES == 64 && defined(__AVX512F__)
+#ifdef FBP_DOUBLE
+static ALWAYS_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return (vreal)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+static ALWAYS_INLINE vreal v_sqrt(vreal a) { return (vreal)_mm512_sqrt_pd((__m512d)a); }
+#else
+static ALWAYS_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return (vreal)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+static ALWAYS_INLINE vreal v_sqrt(vreal a) { return (vreal)_mm512_sqrt_ps((__m512)a); }
+#endif
+#elif VBYTES == 32 && defined(__AVX2__) && defined(__FMA__)
+#ifdef FBP_DOUBLE
+static ALWAYS_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return (vreal)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+static ALWAYS_INLINE vreal v_sqrt(vreal a) { return (vreal)_mm256_sqrt_pd((__m256d)a); }
+#else
+static ALWAYS_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return (vreal)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+static ALWAYS_INLINE vreal v_sqrt(vreal a) { return (vreal)_mm256_sqrt_ps((__m256)a); }
+#endif
+#elif VBYTES == 16 && defined(__aarch64__)
+#ifdef FBP_DOUBLE
+static ALWAYS_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+static ALWAYS_INLINE vreal v_sqrt(vreal a) { return (vreal)vsqrtq_f64((float64x2_t)a); }
+#else
+static ALWAYS_INLINE vreal v_fma(vreal a, vreal b, vreal c) { return (vreal)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+static ALWAYS_INLINE vreal v_sqrt(vreal a) { return (vreal)vsqrtq_f32((float32x4_t)a); }
+#endif
+#else
+#ifdef FBP_DOUBLE
+#define SCALAR_FMA __builtin_fma
+#define SCALAR_SQRT __builtin_sqrt
+#else
+#define SCALAR_FMA __builtin_fmaf
+#define SCALAR_SQRT __builtin_sqrtf
+#endif
+static ALWAYS_INLINE vreal v_fma(vreal a, vreal b, vreal c)
+{
+#ifdef __FMA__
+    for (ptrdiff_t i = 0; i < VL; i++) a[i] = SCALAR_FMA(a[i], b[i], c[i]);
+    return a;
+#else
+    return a * b + c;
+#endif
+}
+static ALWAYS_INLINE vreal v_sqrt(vreal a)
+{
+    for (ptrdiff_t i = 0; i < VL; i++) a[i] = SCALAR_SQRT(a[i]);
+    return a;
+}
+#endif
+
+/* ---- made of the operators: the same code, hence the same bits, on every instruction set --------------------------- */
+
+static ALWAYS_INLINE vreal v_select(vint mask, vreal yes, vreal no) { return (vreal)((mask & (vint)yes) | (~mask & (vint)no)); }
+static ALWAYS_INLINE vreal v_keep(vint mask, vreal v) { return (vreal)(mask & (vint)v); }      /* v where mask, else +0 */
+static ALWAYS_INLINE vreal v_drop(vint mask, vreal v) { return (vreal)(~mask & (vint)v); }     /* +0 where mask, else v */
+static ALWAYS_INLINE vreal v_max(vreal a, vreal b) { return v_select(a > b, a, b); }           /* b if either is NaN */
+static ALWAYS_INLINE vreal v_min(vreal a, vreal b) { return v_select(a < b, a, b); }           /* b if either is NaN */
+static ALWAYS_INLINE vreal v_abs(vreal a) { return (vreal)((vint)a & ~(vint)v_set((real)-0.0)); }
+static ALWAYS_INLINE vreal v_copysign(vreal magnitude, vreal sign)
+{
+    const vint bit = (vint)v_set((real)-0.0);
+    return (vreal)(((vint)magnitude & ~bit) | ((vint)sign & bit));
+}
+
+/* ---- reductions: always over LANES accumulators in one fixed tree, whatever the vector width ----------------------- */
+
+enum { LANES = 16 };
+#define NLANES (LANES / (int)VL)   /* vectors that make up LANES accumulators */
+
+static ALWAYS_INLINE double lanes_sum(const double *lane)
+{
+    double s[LANES];
+    for (int i = 0; i < LANES; i++) s[i] = lane[i];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) s[i] += s[i + half];
+    return s[0];
+}
+
+#endif

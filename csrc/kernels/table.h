@@ -1,0 +1,106 @@
+/* The kernels: everything that may differ between instruction sets and real types, one line each.
+ *
+ * kernels/table.c is compiled once per (instruction set x real type) and exports one table. Inside it R is float or double;
+ * for the drivers outside R is void: they move pointers by `size` bytes per element and know nothing of the type.
+ * Kernels know nothing of threads, never allocate and never keep state. Sizes and strides count elements.
+ *
+ * Letters: B rows of a batch, n elements; x input, y output, t target, w weight per row; d... gradient of the loss. */
+#ifndef FBP_TABLE_H
+#define FBP_TABLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef R
+#define R void
+#endif
+
+/* y = f(x), elementwise. The derivative is taken from y, or from x where y does not determine it (see `act_backward`). */
+enum fbp_activation {
+    FBP_IDENTITY, FBP_RELU, FBP_LEAKY_RELU, FBP_SIGMOID, FBP_TANH, FBP_ELU, FBP_EXP,   /* f' from the output */
+    FBP_SOFTPLUS, FBP_GELU, FBP_SILU                                                   /* f' from the input  */
+};
+
+enum fbp_loss_kind { FBP_MSE, FBP_L1, FBP_HUBER, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY };
+
+/* How a product meets what its output holds: store over it, go on with its sum (one FMA chain in ascending k), or
+ * add a finished sum to it. */
+enum fbp_start { FBP_STORE, FBP_CONTINUE, FBP_ADD };
+
+/* What happens to a finished output tile while it is in registers or in the first cache.
+ *   forward  (y == NULL)  c = f(c + bias)
+ *   backward (y != NULL)  c = c * f'(y) */
+typedef struct {
+    const R *bias;       /* one per column, or NULL */
+    int act;
+    double alpha;        /* the activation's parameter */
+    const R *y;          /* same shape as c */
+    ptrdiff_t ldy;
+} fbp_epilogue;
+
+/* C (m, n) = [start] + A (m, k) B (k, n), then the epilogue (or NULL).
+ * A lies in panels of `mr` rows: element (i, p) of a panel at a[i*a_row + p*a_col], panels a_panel apart.
+ * B lies in panels of `nr` columns: row p of a panel at b + p*b_row, panels b_panel apart; the last panel is readable over
+ * its whole width. */
+typedef struct {
+    ptrdiff_t m, n, k;
+    const R *a;
+    ptrdiff_t a_row, a_col, a_panel;
+    const R *b;
+    ptrdiff_t b_row, b_panel;
+    R *c;
+    ptrdiff_t ldc;
+    int start;
+    const fbp_epilogue *epilogue;
+} fbp_block;
+
+typedef struct {
+    double lr;              /* step size; for Adam with its bias correction folded in */
+    double decay;           /* L2 term added to the gradient: g + decay*p */
+    double shrink;          /* decoupled decay: p * shrink before the step (1: none) */
+    double momentum;        /* SGD */
+    int nesterov;
+    int rate_inside;        /* SGD: the velocity holds lr*g (scikit-learn's form) instead of g (PyTorch's) */
+    double beta1, beta2;    /* Adam */
+    double root_scale;      /* Adam: the denominator is sqrt(v)*root_scale + eps */
+    double eps;
+} fbp_rule;
+
+#define FBP_KERNELS(X) \
+    /* gemm.inc.c: dst[p*width + j] = src[p*row + j*col], zeros for n <= j < width; one block of a product */ \
+    X(void, pack, (ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst)) \
+    X(void, block, (const fbp_block *p)) \
+    X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
+    /* elementwise.inc.c: `add` accumulates into dx instead of storing; s is y or x, whichever f' wants */ \
+    X(void, act_forward, (int act, ptrdiff_t n, const R *x, double alpha, R *y)) \
+    X(void, act_backward, (int act, ptrdiff_t n, const R *s, const R *dy, double alpha, int add, R *dx)) \
+    X(void, dropout, (ptrdiff_t n, const R *x, double p, uint64_t key, uint64_t first, int add, R *y)) \
+    X(void, softmax_forward, (ptrdiff_t B, ptrdiff_t n, const R *x, R *y)) \
+    X(void, softmax_backward, (ptrdiff_t B, ptrdiff_t n, const R *y, const R *dy, int add, R *dx)) \
+    X(void, scale, (ptrdiff_t n, double factor, R *x)) \
+    X(double, sum_of_squares, (ptrdiff_t n, const R *x)) \
+    X(double, sum, (ptrdiff_t n, const R *x)) \
+    X(ptrdiff_t, first_nonfinite, (ptrdiff_t n, const R *x)) \
+    /* loss.inc.c: returns the sum of w*l over the rows; dp = w * dl/dp * factor (dp may be NULL) */ \
+    X(double, loss, (int kind, ptrdiff_t B, ptrdiff_t n, const R *p, const R *t, const R *w, double param, double factor, R *dp)) \
+    X(double, cross_entropy, (ptrdiff_t B, ptrdiff_t n, const R *s, const R *t, const int64_t *label, const R *w, double smoothing, double factor, R *ds)) \
+    X(double, accuracy, (ptrdiff_t B, ptrdiff_t n, const R *p, const R *t, const int64_t *label, double threshold)) \
+    /* optim.inc.c: in place; return 0 when every new parameter is finite */ \
+    X(int, sgd, (ptrdiff_t n, const fbp_rule *rule, const R *g, R *p, R *velocity)) \
+    X(int, adam, (ptrdiff_t n, const fbp_rule *rule, const R *g, R *p, R *m, R *v))
+
+typedef struct {
+    const char *isa;
+    size_t size;            /* bytes per element */
+    int mr, nr;             /* register tile */
+    ptrdiff_t mc, nc;       /* cache blocks: rows of A, columns of B */
+#define X(type, name, args) type (*name) args;
+    FBP_KERNELS(X)
+#undef X
+} fbp_kernels;
+
+/* Rows of the contraction taken at once: the depth of a packed panel, and of a chunk of a sum over the batch. One number
+ * for every instruction set and type, because the chunks decide the rounding of weight gradients. */
+enum { FBP_KC = 256 };
+
+#endif

@@ -1,0 +1,99 @@
+/* Operations on independent elements or rows: activations that stand alone, softmax, dropout. */
+#include "ops.h"
+
+enum { UNIT = 1024 };   /* elements: a worker's smallest share */
+
+void fbp_close_gradient(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, int act, double alpha, const void *s, void *g)
+{
+    if (act == FBP_IDENTITY) return;
+    ptrdiff_t i, end;
+    fbp_share(w, n, UNIT, &i, &end);
+    t->act_backward(act, end - i, fbp_at(t, s, i), fbp_at(t, g, i), alpha, 0, fbp_at(t, g, i));
+}
+
+/* The elements [i, end) of an op's values that are this worker's. */
+static void share_of(const fbp_frame *f, const fbp_op *op, const fbp_worker *w, ptrdiff_t *i, ptrdiff_t *end)
+{
+    fbp_share(w, f->rows * f->program->value[op->x].width, UNIT, i, end);
+}
+
+/* Closes dx over the same elements that this worker has just written. */
+static void close_share(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
+{
+    const fbp_kernels *t = f->program->table;
+    if (op->dact == FBP_IDENTITY) return;
+    void *dx = fbp_at(t, f->gradient[op->x], i);
+    t->act_backward(op->dact, end - i, fbp_at(t, f->value[op->x], i), dx, op->dalpha, 0, dx);
+}
+
+void fbp_activation_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    ptrdiff_t i, end;
+    share_of(f, op, w, &i, &end);
+    t->act_forward(op->act, end - i, fbp_at(t, f->value[op->x], i), op->alpha, fbp_at(t, f->value[op->y], i));
+}
+
+void fbp_activation_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    const int from_input = op->act >= FBP_SOFTPLUS;
+    ptrdiff_t i, end;
+    if (op->dx == FBP_UNWANTED) return;
+    share_of(f, op, w, &i, &end);
+    t->act_backward(op->act, end - i, fbp_at(t, f->value[from_input ? op->x : op->y], i), fbp_at(t, f->gradient[op->y], i), op->alpha,
+                    op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
+    close_share(f, op, i, end);
+}
+
+void fbp_softmax_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t n = f->program->value[op->x].width;
+    ptrdiff_t i, end;
+    fbp_share(w, f->rows, 16, &i, &end);
+    t->softmax_forward(end - i, n, fbp_at(t, f->value[op->x], i * n), fbp_at(t, f->value[op->y], i * n));
+}
+
+void fbp_softmax_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t n = f->program->value[op->x].width;
+    ptrdiff_t i, end;
+    if (op->dx == FBP_UNWANTED) return;
+    fbp_share(w, f->rows, 16, &i, &end);
+    t->softmax_backward(end - i, n, fbp_at(t, f->value[op->y], i * n), fbp_at(t, f->gradient[op->y], i * n), op->dx == FBP_MORE,
+                        fbp_at(t, f->gradient[op->x], i * n));
+    close_share(f, op, i * n, end * n);
+}
+
+/* The bits depend on the seed, the step, the layer and the element, and on nothing else. */
+static uint64_t dropout_key(const fbp_frame *f, const fbp_op *op)
+{
+    uint64_t z = f->seed + 0x9e3779b97f4a7c15u * (f->step + 1) + 0xbf58476d1ce4e5b9u * ((uint64_t)op->stream + 1);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static void dropout(const fbp_frame *f, const fbp_op *op, const void *from, int add, void *to, ptrdiff_t i, ptrdiff_t end)
+{
+    const fbp_kernels *t = f->program->table;
+    t->dropout(end - i, fbp_at(t, from, i), f->training ? op->alpha : 0, dropout_key(f, op), (uint64_t)i, add, fbp_at(t, to, i));
+}
+
+void fbp_dropout_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    ptrdiff_t i, end;
+    share_of(f, op, w, &i, &end);
+    dropout(f, op, f->value[op->x], 0, f->value[op->y], i, end);
+}
+
+void fbp_dropout_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    ptrdiff_t i, end;
+    if (op->dx == FBP_UNWANTED) return;
+    share_of(f, op, w, &i, &end);
+    dropout(f, op, f->gradient[op->y], op->dx == FBP_MORE, f->gradient[op->x], i, end);
+    close_share(f, op, i, end);
+}

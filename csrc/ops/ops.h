@@ -1,0 +1,34 @@
+/* The drivers of the operations: each does one worker's share of a whole batch and returns; barriers are the caller's. */
+#ifndef FBP_OPS_H
+#define FBP_OPS_H
+
+#include "../gemm.h"
+#include "../program.h"
+
+typedef void fbp_driver(const fbp_frame *f, const fbp_op *op, const fbp_worker *w);
+
+fbp_driver fbp_dense_forward, fbp_dense_backward;
+fbp_driver fbp_activation_forward, fbp_activation_backward;
+fbp_driver fbp_softmax_forward, fbp_softmax_backward;
+fbp_driver fbp_dropout_forward, fbp_dropout_backward;
+
+/* g (rows, width) *= act'(s), in place: closes a gradient with the activation of the op that made its value. */
+void fbp_close_gradient(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, int act, double alpha, const void *s, void *g);
+
+/* Loss: partial sums of w*l by chunks of rows, dp = dL/dp; then every worker may ask for the total. */
+double fbp_loss_factor(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, const void *w);
+void fbp_loss_rows(const fbp_kernels *t, const fbp_worker *w, const fbp_loss *loss, double factor, ptrdiff_t B, ptrdiff_t O, const void *p,
+                   fbp_target target, void *dp, double *partial);
+void fbp_accuracy_rows(const fbp_kernels *t, const fbp_worker *w, double threshold, ptrdiff_t B, ptrdiff_t O, const void *p,
+                       fbp_target target, double *partial);
+double fbp_chunk_total(const double *partial, ptrdiff_t B);
+
+/* Update: with clipping the squares come first and a barrier stands between the two calls. Returns 0 when all parameters of
+ * the share are finite after it. */
+void fbp_update_squares(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, const void *grads, double *partial);
+int fbp_update(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, double lr, int64_t step, ptrdiff_t n, void *grads,
+               void *params, void *state1, void *state2, const double *partial);
+
+enum { FBP_LOSS_CHUNK = 64, FBP_SQUARES_CHUNK = 16384 };   /* rows and elements whose partial sums are added up in order */
+
+#endif

@@ -1,0 +1,194 @@
+#define _GNU_SOURCE
+#include "parallel.h"
+#include "cpu.h"
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <pthread.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__x86_64__)
+#define pause_core() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define pause_core() __asm__ volatile("yield")
+#else
+#define pause_core() ((void)0)
+#endif
+
+/* ---- how many ----------------------------------------------------------------------------------------------------- */
+
+static int fork_count;
+static double grain = 1.5e6;
+
+static void count_fork(void) { fork_count++; }
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+int fbp_forked(void) { return fork_count; }
+
+int fbp_openmp_version(void)
+{
+#ifdef _OPENMP
+    return _OPENMP;
+#else
+    return 0;
+#endif
+}
+
+#ifdef __linux__
+static int read_line(const char *path, char *line, int size)
+{
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    const int ok = fgets(line, size, f) != NULL;
+    fclose(f);
+    return ok;
+}
+
+static int quota_cores(double quota, double period)
+{
+    if (quota <= 0 || period <= 0) return 0;
+    const int cores = (int)((quota + period - 1) / period);
+    return cores > 0 ? cores : 1;
+}
+
+/* Cores that the process' control group may use at once; 0 when it is not limited. Version 2 first, then version 1. */
+static int container_cores(void)
+{
+    char line[512], path[600];
+    double quota, period;
+    FILE *groups = fopen("/proc/self/cgroup", "r");
+    int cores = 0;
+    while (groups && !cores && fgets(line, sizeof line, groups)) {
+        line[strcspn(line, "\n")] = 0;
+        if (strncmp(line, "0::", 3)) continue;
+        for (char *end = line + strlen(line); end >= line + 3 && !cores; end--) {   /* the group and its ancestors */
+            if (*end != '/' && *end) continue;
+            *end = 0;
+            char value[64];
+            snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", line + 3);
+            if (read_line(path, value, sizeof value) && sscanf(value, "%lf %lf", &quota, &period) == 2) cores = quota_cores(quota, period);
+        }
+    }
+    if (groups) fclose(groups);
+    if (!cores && read_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", line, sizeof line)) {
+        quota = atof(line);
+        if (read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us", line, sizeof line)) cores = quota_cores(quota, atof(line));
+    }
+    return cores;
+}
+
+static int affinity_cores(void)
+{
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+}
+#else
+static int container_cores(void) { return 0; }
+static int affinity_cores(void) { return (int)sysconf(_SC_NPROCESSORS_ONLN); }
+#endif
+
+static int available_cores(void)
+{
+    static int quota = -1;   /* a container's limit is read once; the affinity mask may change at any time */
+    if (quota < 0) quota = container_cores();
+    const int cores = affinity_cores();
+    return quota > 0 && (quota < cores || cores <= 0) ? quota : cores;
+}
+
+static int process_limit;
+static _Thread_local int own_limit;
+
+void fbp_set_thread_limit(int threads) { process_limit = threads; }
+
+int fbp_set_own_thread_limit(int threads)
+{
+    const int old = own_limit;
+    own_limit = threads;
+    return old;
+}
+
+int fbp_thread_limit(void)
+{
+#ifdef _OPENMP
+    if (own_limit > 0) return own_limit;
+    if (process_limit > 0) return process_limit;
+    const int limit = omp_get_max_threads(), cores = available_cores();
+    if (getenv("OMP_NUM_THREADS")) return limit;   /* an explicit wish outranks what we find */
+    return cores > 0 && cores < limit ? cores : limit;
+#else
+    return 1;
+#endif
+}
+
+double fbp_set_grain(double multiply_adds)
+{
+    const double old = grain;
+    grain = multiply_adds;
+    return old;
+}
+
+int fbp_threads_for(double work)
+{
+    const double most = grain > 0 ? work / grain : 1e9;
+    if (most < 2 || fork_count) return 1;   /* a forked child never enters OpenMP */
+    const int limit = fbp_thread_limit();
+    return most < limit ? (int)most : limit;
+}
+
+/* ---- the team ----------------------------------------------------------------------------------------------------- */
+
+static void run_member(int part, int parts, fbp_team *team, enum fbp_subnormals mode, void (*body)(const fbp_worker *, void *), void *argument)
+{
+    const fbp_worker worker = {part, parts, team};
+    if (mode == FBP_SUBNORMALS_KEPT) {
+        body(&worker, argument);
+        return;
+    }
+    const unsigned long before = fbp_float_mode_flush();
+    body(&worker, argument);
+    fbp_float_mode_restore(before);
+}
+
+void fbp_run_team(int threads, enum fbp_subnormals mode, void (*body)(const fbp_worker *, void *), void *argument)
+{
+#ifdef _OPENMP
+    if (threads > 1) {
+        fbp_team team = {.threads = threads, .patience = threads <= available_cores() ? 20000 : 20};
+        #pragma omp parallel num_threads(threads)
+        {
+            /* OpenMP may grant fewer threads than asked for: nobody waits for the missing ones. */
+            run_member(omp_get_thread_num(), omp_get_num_threads(), &team, mode, body, argument);
+        }
+        return;
+    }
+#endif
+    (void)threads;
+    run_member(0, 1, NULL, mode, body, argument);
+}
+
+void fbp_barrier(const fbp_worker *w)
+{
+    if (w->parts == 1) return;
+    fbp_team *t = w->team;
+    const unsigned round = atomic_load_explicit(&t->round, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&t->arrived, 1, memory_order_acq_rel) == w->parts - 1) {
+        atomic_store_explicit(&t->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&t->round, round + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&t->round, memory_order_acquire) == round; spins++) {
+        if (spins < t->patience) pause_core();
+        else sched_yield();
+    }
+}
+
+void fbp_share(const fbp_worker *w, ptrdiff_t n, ptrdiff_t unit, ptrdiff_t *begin, ptrdiff_t *end)
+{
+    const ptrdiff_t units = (n + unit - 1) / unit;
+    const ptrdiff_t first = units * w->part / w->parts * unit, last = units * (w->part + 1) / w->parts * unit;
+    *begin = first < n ? first : n;
+    *end = last < n ? last : n;
+}

@@ -1,0 +1,112 @@
+#define _GNU_SOURCE
+#include "primitives.h"
+#include <time.h>
+
+enum { UNIT = 1024 };   /* elements: a worker's smallest share */
+
+typedef struct {
+    const fbp_kernels *t;
+    const fbp_product *q;
+    char *scratch;
+} product_call;
+
+static void run_product(const fbp_worker *w, void *argument)
+{
+    const product_call *c = argument;
+    fbp_gemm(c->t, w, c->q, c->scratch + (size_t)w->part * fbp_gemm_scratch(c->t, c->q->m, c->q->n, c->q->k));
+}
+
+void fbp_matmul(const fbp_kernels *t, const fbp_product *q, void *scratch, int threads)
+{
+    product_call c = {t, q, scratch};
+    fbp_run_team(threads, FBP_SUBNORMALS_KEPT, run_product, &c);
+}
+
+typedef struct {
+    const fbp_kernels *t;
+    int act;
+    ptrdiff_t n, width;
+    const void *x, *dy;
+    double alpha;
+    void *y;
+} map_call;
+
+static void run_columns(const fbp_worker *w, void *argument)
+{
+    const map_call *c = argument;
+    fbp_column_sums(c->t, w, c->n, c->width, c->x, FBP_STORE, c->y);
+}
+
+void fbp_sum_columns(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, void *y, int threads)
+{
+    map_call c = {.t = t, .n = B, .width = n, .x = x, .y = y};
+    fbp_run_team(threads, FBP_SUBNORMALS_KEPT, run_columns, &c);
+}
+
+static void run_map(const fbp_worker *w, void *argument)
+{
+    const map_call *c = argument;
+    ptrdiff_t i, end;
+    fbp_share(w, c->n, UNIT, &i, &end);
+    c->t->act_forward(c->act, end - i, fbp_at(c->t, c->x, i), c->alpha, fbp_at(c->t, c->y, i));
+}
+
+void fbp_map(const fbp_kernels *t, int act, ptrdiff_t n, const void *x, double alpha, void *y, int threads)
+{
+    map_call c = {.t = t, .act = act, .n = n, .x = x, .alpha = alpha, .y = y};
+    fbp_run_team(threads, FBP_SUBNORMALS_KEPT, run_map, &c);
+}
+
+static void run_map_backward(const fbp_worker *w, void *argument)
+{
+    const map_call *c = argument;
+    ptrdiff_t i, end;
+    fbp_share(w, c->n, UNIT, &i, &end);
+    c->t->act_backward(c->act, end - i, fbp_at(c->t, c->x, i), fbp_at(c->t, c->dy, i), c->alpha, 0, fbp_at(c->t, c->y, i));
+}
+
+void fbp_map_backward(const fbp_kernels *t, int act, ptrdiff_t n, const void *s, const void *dy, double alpha, void *dx, int threads)
+{
+    map_call c = {.t = t, .act = act, .n = n, .x = s, .dy = dy, .alpha = alpha, .y = dx};
+    fbp_run_team(threads, FBP_SUBNORMALS_KEPT, run_map_backward, &c);
+}
+
+static void run_softmax(const fbp_worker *w, void *argument)
+{
+    const map_call *c = argument;
+    ptrdiff_t i, end;
+    fbp_share(w, c->n, 16, &i, &end);
+    c->t->softmax_forward(end - i, c->width, fbp_at(c->t, c->x, i * c->width), fbp_at(c->t, c->y, i * c->width));
+}
+
+void fbp_softmax(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, void *y, int threads)
+{
+    map_call c = {.t = t, .n = B, .width = n, .x = x, .y = y};
+    fbp_run_team(threads, FBP_SUBNORMALS_KEPT, run_softmax, &c);
+}
+
+ptrdiff_t fbp_first_nonfinite(const fbp_kernels *t, ptrdiff_t n, const void *x) { return t->first_nonfinite(n, x); }
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+double fbp_peak(const fbp_kernels *t, double seconds)
+{
+    enum { K = 64, ROUNDS = 100 };
+    static const double zeros[64 * 64 * 3];   /* any operands do; zeros never turn subnormal */
+    double c[64 * 64];
+    const fbp_block block = {.m = t->mr, .n = t->nr, .k = K, .a = zeros, .a_row = 1, .a_col = t->mr, .a_panel = t->mr * K, .b = zeros + 64 * 64,
+                             .b_row = t->nr, .b_panel = t->nr * K, .c = c, .ldc = t->nr, .start = FBP_STORE};
+    double best = 0;
+    for (const double end = now() + seconds; now() < end;) {
+        const double start = now();
+        for (int i = 0; i < ROUNDS; i++) t->block(&block);
+        const double rate = 2.0 * (double)t->mr * (double)t->nr * K * ROUNDS / (now() - start);
+        if (rate > best) best = rate;
+    }
+    return best;
+}

@@ -1,0 +1,313 @@
+#define _GNU_SOURCE
+#include "program.h"
+#include "ops/ops.h"
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+static const struct { fbp_driver *forward, *backward; } drivers[FBP_OP_KINDS] = {
+    [FBP_DENSE] = {fbp_dense_forward, fbp_dense_backward},
+    [FBP_ACTIVATION] = {fbp_activation_forward, fbp_activation_backward},
+    [FBP_SOFTMAX] = {fbp_softmax_forward, fbp_softmax_backward},
+    [FBP_DROPOUT] = {fbp_dropout_forward, fbp_dropout_backward},
+};
+
+/* ---- frames --------------------------------------------------------------------------------------------------------- */
+
+static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+static size_t pointer_bytes(const fbp_program *p) { return aligned(2 * (size_t)p->values * sizeof(void *)); }
+static size_t arena_bytes(const fbp_program *p) { return aligned((size_t)p->arena * p->table->size); }
+
+size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows)
+{
+    size_t most = 0;
+    for (const fbp_op *end = op + ops; op < end; op++) {
+        if (op->kind != FBP_DENSE) continue;
+        const ptrdiff_t I = value[op->x].width, O = value[op->y].width;
+        const size_t products[3] = {fbp_gemm_scratch(t, rows, O, I), fbp_gemm_scratch(t, O, I, rows), fbp_gemm_scratch(t, rows, I, O)};
+        for (int i = 0; i < 3; i++) if (products[i] > most) most = products[i];
+    }
+    return most;
+}
+
+size_t fbp_frame_bytes(const fbp_program *p, int threads)
+{
+    return pointer_bytes(p) + arena_bytes(p) + (size_t)threads * p->scratch;
+}
+
+fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
+{
+    char *arena = (char *)memory + pointer_bytes(p);
+    fbp_frame f = {.program = p, .value = memory, .gradient = (void **)memory + p->values, .scratch = arena + arena_bytes(p)};
+    for (int v = 0; v < p->values; v++) {
+        f.value[v] = p->value[v].offset < 0 ? NULL : fbp_at(p->table, arena, p->value[v].offset);
+        f.gradient[v] = p->value[v].gradient < 0 ? NULL : fbp_at(p->table, arena, p->value[v].gradient);
+    }
+    return f;
+}
+
+/* ---- phases: every member of the team runs these together ---------------------------------------------------------- */
+
+static void forward(const fbp_frame *f, const fbp_worker *w)
+{
+    const fbp_program *p = f->program;
+    for (const fbp_op *op = p->op; op < p->op + p->ops; op++) {
+        drivers[op->kind].forward(f, op, w);
+        fbp_barrier(w);
+    }
+}
+
+/* From the loss' gradient by the output, which is in place, back to the input (equations BP1 to BP4). */
+static void backward(const fbp_frame *f, const fbp_worker *w)
+{
+    const fbp_program *p = f->program;
+    if (p->output_act != FBP_IDENTITY) {
+        fbp_close_gradient(p->table, w, f->rows * p->value[p->output].width, p->output_act, p->output_alpha, f->value[p->output],
+                           f->gradient[p->output]);
+        fbp_barrier(w);
+    }
+    for (const fbp_op *op = p->op + p->ops - 1; op >= p->op; op--) {
+        drivers[op->kind].backward(f, op, w);
+        fbp_barrier(w);
+    }
+}
+
+int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
+{
+    return fbp_threads_for(p->work_per_row * (double)rows * passes);
+}
+
+static void run_forward(const fbp_worker *w, void *frame) { forward(frame, w); }
+void fbp_forward(fbp_frame *f, int threads) { fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, run_forward, f); }
+
+static void run_backward(const fbp_worker *w, void *frame) { backward(frame, w); }
+void fbp_backward(fbp_frame *f, const void *dout, int threads)
+{
+    const fbp_program *p = f->program;
+    memcpy(f->gradient[p->output], dout, (size_t)(f->rows * p->value[p->output].width) * p->table->size);
+    fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, run_backward, f);
+}
+
+/* ---- prediction ------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    const fbp_program *program;
+    const void *params, *x;
+    void *y, *memory;
+    ptrdiff_t n;
+} prediction;
+
+static void predict_share(const fbp_worker *w, void *argument)
+{
+    const prediction *q = argument;
+    const fbp_program *p = q->program;
+    const fbp_worker alone = {0, 1, NULL};
+    fbp_frame f = fbp_frame_in((char *)q->memory + (size_t)w->part * fbp_frame_bytes(p, 1), p);
+    f.params = q->params;
+    ptrdiff_t i, end;
+    for (fbp_share(w, q->n, 32, &i, &end); i < end; i += f.rows) {
+        f.rows = end - i < p->capacity ? end - i : p->capacity;
+        f.value[p->input] = fbp_at(p->table, q->x, i * p->value[p->input].width);
+        f.value[p->output] = fbp_at(p->table, q->y, i * p->value[p->output].width);
+        forward(&f, &alone);
+    }
+}
+
+void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, void *y, void *memory, int threads)
+{
+    prediction q = {p, params, x, y, memory, n};
+    if (p->ops == 0) {   /* the identity */
+        memcpy(y, x, (size_t)(n * p->value[p->input].width) * p->table->size);
+        return;
+    }
+    fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, predict_share, &q);
+}
+
+/* ---- training -------------------------------------------------------------------------------------------------------- */
+
+ptrdiff_t fbp_partials(ptrdiff_t rows, ptrdiff_t parameters, int threads)
+{
+    const ptrdiff_t chunks = (rows + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK, squares = (parameters + FBP_SQUARES_CHUNK - 1) / FBP_SQUARES_CHUNK;
+    return 2 * chunks + squares + threads;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void gather(const fbp_worker *w, const int64_t *order, ptrdiff_t rows, size_t bytes, const void *from, void *to)
+{
+    ptrdiff_t i, end;
+    fbp_share(w, rows, 1, &i, &end);
+    for (; i < end; i++) memcpy((char *)to + (size_t)i * bytes, (const char *)from + (size_t)order[i] * bytes, bytes);
+}
+
+/* The rows of batch b: copied together when they are shuffled, else used where they are. Every worker sets the same
+ * pointers in its own copy of the frame. */
+static fbp_target take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w, void *input_room, ptrdiff_t first)
+{
+    const fbp_program *p = f->program;
+    const ptrdiff_t I = p->value[p->input].width, O = p->value[p->output].width;
+    const size_t size = p->table->size;
+    fbp_target target = {r->target.t ? r->gathered_t : NULL, r->target.label ? r->gathered_label : NULL, r->target.w ? r->gathered_w : NULL};
+    if (!r->order) {
+        f->value[p->input] = fbp_at(p->table, r->x, first * I);
+        return (fbp_target){fbp_at(p->table, r->target.t, first * O), r->target.label ? r->target.label + first : NULL,
+                            fbp_at(p->table, r->target.w, first)};
+    }
+    const int64_t *order = r->order + first;
+    f->value[p->input] = input_room;
+    gather(w, order, f->rows, (size_t)I * size, r->x, input_room);
+    if (target.t) gather(w, order, f->rows, (size_t)O * size, r->target.t, r->gathered_t);
+    if (target.label) gather(w, order, f->rows, sizeof *r->target.label, r->target.label, r->gathered_label);
+    if (target.w) gather(w, order, f->rows, size, r->target.w, r->gathered_w);
+    return target;
+}
+
+static void keep_outputs(const fbp_run *r, const fbp_frame *f, const fbp_worker *w, ptrdiff_t first)
+{
+    const fbp_program *p = f->program;
+    const ptrdiff_t O = p->value[p->output].width;
+    ptrdiff_t i, end;
+    fbp_share(w, f->rows, FBP_LOSS_CHUNK, &i, &end);
+    memcpy(fbp_at(p->table, r->outputs, (first + i) * O), fbp_at(p->table, f->value[p->output], i * O), (size_t)((end - i) * O) * p->table->size);
+}
+
+/* Whole steps until the time is up, the epoch ends, or a number stops being finite. All workers run this side by side, each
+ * with its own frame; they take every decision from the same numbers. Worker 0 alone writes to the run. */
+static void train(const fbp_worker *w, void *argument)
+{
+    fbp_run *r = argument;
+    const fbp_program *p = r->frame->program;
+    const fbp_kernels *t = p->table;
+    const fbp_optimizer *o = r->optimizer;
+    const ptrdiff_t O = p->value[p->output].width, chunks = (r->batch_size + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK;
+    const ptrdiff_t parameters = o->slots ? o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size : 0;
+    double *losses = r->partial, *hits = losses + chunks, *broken = hits + chunks, *squares = broken + w->parts;
+    void *value[p->values];   /* this worker's pointers: the input's changes with the batch */
+    fbp_frame f = *r->frame;
+    memcpy(value, f.value, sizeof value);
+    f.value = value;
+    void *input_room = value[p->input];
+    const double start = w->part == 0 ? now() : 0;
+
+    for (ptrdiff_t b = r->batch;; b++) {
+        const ptrdiff_t first = b * r->batch_size;
+        f.rows = r->n - first < r->batch_size ? r->n - first : r->batch_size;
+        const fbp_target target = take_batch(r, &f, w, input_room, first);
+        fbp_barrier(w);
+        forward(&f, w);
+        if (r->outputs) keep_outputs(r, &f, w, first);
+        const double factor = fbp_loss_factor(t, r->loss, f.rows, target.w);
+        fbp_loss_rows(t, w, r->loss, factor, f.rows, O, f.value[p->output], target, f.gradient[p->output], losses);
+        if (r->wants_accuracy) fbp_accuracy_rows(t, w, r->threshold, f.rows, O, f.value[p->output], target, hits);
+        fbp_barrier(w);
+
+        const double loss = fbp_chunk_total(losses, f.rows);
+        if (w->part == 0) r->last_loss = loss;
+        if (!isfinite(loss)) {   /* before anything is updated */
+            if (w->part == 0) r->batch = b, r->status = FBP_LOSS_NOT_FINITE;
+            return;
+        }
+        backward(&f, w);
+        if (o->clip_norm > 0) {
+            fbp_update_squares(t, w, parameters, f.grads, squares);
+            fbp_barrier(w);
+        }
+        broken[w->part] = fbp_update(t, w, o, r->lr[b], r->steps + 1, parameters, f.grads, r->params, r->state1, r->state2, squares);
+        if (w->part == 0) {
+            r->loss_sum += loss * (double)f.rows;
+            if (r->wants_accuracy) r->hits += fbp_chunk_total(hits, f.rows);
+            r->batch = b + 1;
+            if (r->batch == r->batches) r->status = FBP_DONE;
+            else if (now() - start >= r->seconds) r->status = FBP_RUNNING;
+            else r->status = -1;   /* go on */
+        }
+        fbp_barrier(w);
+        int not_finite = 0;
+        for (int i = 0; i < w->parts; i++) not_finite |= broken[i] != 0;
+        const int status = r->status;
+        fbp_barrier(w);   /* everybody has read the status before worker 0 writes the next one */
+        if (w->part == 0) {
+            r->steps++;
+            if (not_finite) r->status = FBP_PARAMETER_NOT_FINITE;
+        }
+        f.step++;
+        if (not_finite || status != -1) return;
+    }
+}
+
+void fbp_train(fbp_run *r)
+{
+    const uint64_t before = (uint64_t)r->steps;
+    if (r->batch >= r->batches) {
+        r->status = FBP_DONE;
+        return;
+    }
+    fbp_run_team(r->threads, FBP_SUBNORMALS_FLUSHED, train, r);
+    r->frame->step += (uint64_t)r->steps - before;
+}
+
+/* ---- the step-by-step path's loss and update ------------------------------------------------------------------------- */
+
+typedef struct {
+    const fbp_kernels *t;
+    const fbp_loss *loss;
+    ptrdiff_t B, O;
+    const void *p;
+    fbp_target target;
+    void *dp;
+    double factor, *partial;
+} loss_call;
+
+static void run_loss(const fbp_worker *w, void *argument)
+{
+    loss_call *c = argument;
+    fbp_loss_rows(c->t, w, c->loss, c->factor, c->B, c->O, c->p, c->target, c->dp, c->partial);
+}
+
+double fbp_loss_value(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target, void *dp,
+                      double *partial, int threads)
+{
+    loss_call c = {t, loss, B, O, p, target, dp, fbp_loss_factor(t, loss, B, target.w), partial};
+    fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, run_loss, &c);
+    return fbp_chunk_total(partial, B);
+}
+
+double fbp_hits(const fbp_kernels *t, double threshold, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target)
+{
+    return t->accuracy(B, O, p, target.t, target.label, threshold);
+}
+
+typedef struct {
+    const fbp_kernels *t;
+    const fbp_optimizer *o;
+    double lr;
+    int64_t step;
+    ptrdiff_t n;
+    void *grads, *params, *state1, *state2;
+    double *partial;
+    atomic_int not_finite;
+} update_call;
+
+static void run_update(const fbp_worker *w, void *argument)
+{
+    update_call *c = argument;
+    if (c->o->clip_norm > 0) {
+        fbp_update_squares(c->t, w, c->n, c->grads, c->partial);
+        fbp_barrier(w);
+    }
+    if (fbp_update(c->t, w, c->o, c->lr, c->step, c->n, c->grads, c->params, c->state1, c->state2, c->partial)) c->not_finite = 1;
+}
+
+int fbp_optimizer_step(const fbp_kernels *t, const fbp_optimizer *o, double lr, int64_t step, ptrdiff_t n, void *grads, void *params,
+                       void *state1, void *state2, double *partial, int threads)
+{
+    update_call c = {.t = t, .o = o, .lr = lr, .step = step, .n = n, .grads = grads, .params = params, .state1 = state1, .state2 = state2,
+                     .partial = partial};
+    fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, run_update, &c);
+    return c.not_finite;
+}

@@ -1,0 +1,157 @@
+/* A program: what the compiler makes of a graph. A flat list of operations over numbered values; C runs it forward, backward,
+ * and for whole epochs.
+ *
+ * Letters: B rows of a batch, I inputs and O outputs of an operation. Values are (B, width), row-major. */
+#ifndef FBP_PROGRAM_H
+#define FBP_PROGRAM_H
+
+#include "kernels/table.h"
+#include "parallel.h"
+
+enum fbp_op_kind { FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT, FBP_OP_KINDS };
+
+/* How a contribution meets the gradient that is there: the first one in backward order stores, the others add. */
+enum fbp_gradient { FBP_UNWANTED, FBP_FIRST, FBP_MORE };
+
+/* y = op(x). Dense: y = act(x wᵀ + b). Backward, with dy the gradient by the pre-activation of a dense op:
+ *   dw = dyᵀ x,  db = 1ᵀ dy,  dx = dy w;  then, when this is the last contribution to dx, dx *= dact'(x),
+ *   where dact is the activation fused into the op that made x. */
+typedef struct {
+    int kind;
+    int x, y;                      /* values */
+    int act;                       /* dense, activation */
+    int dact;
+    int dx, dw;                    /* enum fbp_gradient */
+    ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none */
+    double alpha, dalpha;          /* parameters of act and dact; dropout: the probability */
+    int stream;                    /* dropout: the layer's number */
+} fbp_op;
+
+typedef struct {
+    ptrdiff_t width;
+    ptrdiff_t offset, gradient;    /* in the arena, in elements; -1: not there */
+} fbp_value;
+
+typedef struct {
+    const fbp_kernels *table;
+    int values, ops;
+    const fbp_value *value;
+    const fbp_op *op;
+    int input, output;
+    int output_act;                /* activation fused into the op that made the output: the loss' gradient passes through it */
+    double output_alpha;
+    ptrdiff_t capacity;            /* rows that the arena holds */
+    ptrdiff_t arena;               /* elements */
+    size_t scratch;                /* bytes per worker */
+    double work_per_row;           /* multiply-adds of one forward pass */
+} fbp_program;
+
+/* Mean loss: L = factor * sum of w_i l_i with factor = scale / (sum of w * per_row); sum: factor = scale. */
+typedef struct {
+    int kind;                      /* enum fbp_loss_kind */
+    int sum;                       /* 1: do not divide */
+    double per_row;                /* elements that the mean counts per row */
+    double scale;
+    double param;                  /* Huber's delta, label smoothing */
+} fbp_loss;
+
+/* Targets of consecutive rows: `t` (B, O) or labels (B); weights (B) or NULL. */
+typedef struct {
+    const void *t;
+    const int64_t *label;
+    const void *w;
+} fbp_target;
+
+enum fbp_optimizer_kind { FBP_SGD, FBP_ADAM };
+
+/* One slot per parameter tensor. */
+typedef struct {
+    ptrdiff_t offset, size;
+    double rate;                   /* factor on the learning rate; 0: not trainable */
+    double decay;                  /* factor on the weight decay */
+} fbp_slot;
+
+typedef struct {
+    int kind;
+    double momentum;
+    int nesterov, rate_inside;
+    double beta1, beta2, eps;
+    double weight_decay;
+    int decoupled;                 /* AdamW: decay the parameter, not the gradient */
+    double clip_norm;              /* 0: no clipping */
+    int slots;
+    const fbp_slot *slot;
+} fbp_optimizer;
+
+/* One running use of a program: where its values are and what the operations need to know. */
+typedef struct {
+    const fbp_program *program;
+    void **value, **gradient;      /* one pointer per value */
+    const void *params;
+    void *grads;
+    ptrdiff_t rows;
+    int training;                  /* 0: dropout is the identity */
+    uint64_t seed, step;           /* of dropout */
+    void *scratch;                 /* program->scratch bytes per worker */
+} fbp_frame;
+
+/* Bytes of memory for a frame of this program with `threads` workers, and the frame laid out in it. */
+size_t fbp_frame_bytes(const fbp_program *p, int threads);
+fbp_frame fbp_frame_in(void *memory, const fbp_program *p);
+
+/* How many threads `passes` forward passes over these rows deserve: 1 to predict, 2 backward, 3 to train. */
+int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes);
+
+/* Bytes of scratch that a worker of this program needs. */
+size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);
+
+/* One phase by a team; the step-by-step path. `backward` starts from dout (B, O) and leaves the input's gradient in the
+ * frame when the program wants it. */
+void fbp_forward(fbp_frame *f, int threads);
+void fbp_backward(fbp_frame *f, const void *dout, int threads);
+
+/* y (n, O) = the program applied to x (n, I), slice by slice of at most `capacity` rows, each by one thread.
+ * Memory: fbp_frame_bytes(p, 1) for each of `threads` workers. */
+void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, void *y, void *memory, int threads);
+
+enum fbp_status { FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE };
+
+/* Batches [batch, batches) of one epoch over n rows: gather, forward, loss, backward, update; ends a step after `seconds`. */
+typedef struct {
+    fbp_frame *frame;
+    const fbp_loss *loss;
+    const fbp_optimizer *optimizer;
+    void *params, *state1, *state2;    /* state: velocity, or m and v */
+    const double *lr;              /* per batch of the epoch */
+    ptrdiff_t n, batch_size;
+    const void *x;
+    fbp_target target;             /* of all n rows */
+    const int64_t *order;          /* batch i takes rows order[i*batch_size ...]; NULL: in order */
+    void *gathered_t, *gathered_w;     /* room for one batch */
+    int64_t *gathered_label;
+    void *outputs;                 /* (n, O) in batch order, or NULL */
+    int wants_accuracy;
+    double threshold;              /* of accuracy; NaN: argmax */
+    double *partial;               /* fbp_partials(...) doubles */
+    double seconds;
+    int threads;
+    ptrdiff_t batch, batches;      /* in: where to start; out: where it stopped */
+    int64_t steps;                 /* updates the optimizer has made */
+    double loss_sum, hits;         /* running sums of rows * loss and of right answers */
+    double last_loss;
+    int status;
+} fbp_run;
+
+void fbp_train(fbp_run *run);
+
+/* Doubles of room for partial sums over `rows` rows and `parameters` elements. */
+ptrdiff_t fbp_partials(ptrdiff_t rows, ptrdiff_t parameters, int threads);
+
+/* The step-by-step path's loss and update, by a team: the same arithmetic as in fbp_train. */
+double fbp_loss_value(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target, void *dp,
+                      double *partial, int threads);
+double fbp_hits(const fbp_kernels *t, double threshold, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target);
+int fbp_optimizer_step(const fbp_kernels *t, const fbp_optimizer *o, double lr, int64_t step, ptrdiff_t n, void *grads, void *params,
+                       void *state1, void *state2, double *partial, int threads);
+
+#endif

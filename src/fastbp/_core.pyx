@@ -1,0 +1,709 @@
+# cython: language_level=3, boundscheck=True, wraparound=False, initializedcheck=True
+"""The only file that sees C. Memory safety ends here: every pointer that goes down comes from an array whose type, layout and size
+have been checked in this file, and is held by a reference for as long as C runs without the GIL."""
+
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+cimport numpy as cnp
+
+cnp.import_array()
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void **memory, size_t alignment, size_t size)
+
+cdef extern from "fastbp.h" nogil:
+    const char *FASTBP_VERSION
+    const char *FASTBP_COMPILER
+
+    enum: FBP_F32, FBP_F64
+    ctypedef struct fbp_kernels:
+        size_t size
+    const char *fbp_isa_name(int i)
+    int fbp_isa_supported(int i)
+    int fbp_isa_select(const char *name)
+    const char *fbp_isa_selected()
+    const fbp_kernels *fbp_kernels_for(int type)
+
+    int fbp_openmp_version()
+    int fbp_forked()
+    int fbp_thread_limit()
+    void fbp_set_thread_limit(int threads)
+    int fbp_set_own_thread_limit(int threads)
+    int fbp_threads_for(double work)
+    double fbp_set_grain(double multiply_adds)
+
+    enum: FBP_IDENTITY, FBP_RELU, FBP_LEAKY_RELU, FBP_SIGMOID, FBP_TANH, FBP_ELU, FBP_EXP, FBP_SOFTPLUS, FBP_GELU, FBP_SILU
+    enum: FBP_MSE, FBP_L1, FBP_HUBER, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY
+    enum: FBP_STORE
+    enum: FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT
+    enum: FBP_UNWANTED, FBP_FIRST, FBP_MORE
+    enum: FBP_SGD, FBP_ADAM
+    enum: FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
+
+    ctypedef struct fbp_epilogue:
+        const void *bias
+        int act
+        double alpha
+        const void *y
+        ptrdiff_t ldy
+    ctypedef struct fbp_matrix:
+        const void *p
+        ptrdiff_t row, col
+    ctypedef struct fbp_product:
+        ptrdiff_t m, n, k
+        fbp_matrix a, b
+        void *c
+        ptrdiff_t ldc
+        int start, chunked
+        const fbp_epilogue *epilogue
+    size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
+
+    void fbp_matmul(const fbp_kernels *t, const fbp_product *q, void *scratch, int threads)
+    void fbp_sum_columns(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, void *y, int threads)
+    void fbp_map(const fbp_kernels *t, int act, ptrdiff_t n, const void *x, double alpha, void *y, int threads)
+    void fbp_map_backward(const fbp_kernels *t, int act, ptrdiff_t n, const void *s, const void *dy, double alpha, void *dx, int threads)
+    void fbp_softmax(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, void *y, int threads)
+    double fbp_peak(const fbp_kernels *t, double seconds)
+    ptrdiff_t fbp_first_nonfinite(const fbp_kernels *t, ptrdiff_t n, const void *x)
+
+    ctypedef struct fbp_op:
+        int kind, x, y, act, dact, dx, dw
+        ptrdiff_t weight, bias
+        double alpha, dalpha
+        int stream
+    ctypedef struct fbp_value:
+        ptrdiff_t width, offset, gradient
+    ctypedef struct fbp_program:
+        const fbp_kernels *table
+        int values, ops
+        const fbp_value *value
+        const fbp_op *op
+        int input, output, output_act
+        double output_alpha
+        ptrdiff_t capacity, arena
+        size_t scratch
+        double work_per_row
+    ctypedef struct fbp_loss:
+        int kind, sum
+        double per_row, scale, param
+    ctypedef struct fbp_target:
+        const void *t
+        const int64_t *label
+        const void *w
+    ctypedef struct fbp_slot:
+        ptrdiff_t offset, size
+        double rate, decay
+    ctypedef struct fbp_optimizer:
+        int kind
+        double momentum
+        int nesterov, rate_inside
+        double beta1, beta2, eps, weight_decay
+        int decoupled
+        double clip_norm
+        int slots
+        const fbp_slot *slot
+    ctypedef struct fbp_frame:
+        const fbp_program *program
+        void **value
+        void **gradient
+        const void *params
+        void *grads
+        ptrdiff_t rows
+        int training
+        uint64_t seed, step
+        void *scratch
+    ctypedef struct fbp_run:
+        fbp_frame *frame
+        const fbp_loss *loss
+        const fbp_optimizer *optimizer
+        void *params
+        void *state1
+        void *state2
+        const double *lr
+        ptrdiff_t n, batch_size
+        const void *x
+        fbp_target target
+        const int64_t *order
+        void *gathered_t
+        void *gathered_w
+        int64_t *gathered_label
+        void *outputs
+        int wants_accuracy
+        double threshold
+        double *partial
+        double seconds
+        int threads
+        ptrdiff_t batch, batches
+        int64_t steps
+        double loss_sum, hits, last_loss
+        int status
+
+    int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
+    size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows)
+    size_t fbp_frame_bytes(const fbp_program *p, int threads)
+    fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
+    void fbp_forward(fbp_frame *f, int threads)
+    void fbp_backward(fbp_frame *f, const void *dout, int threads)
+    void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, void *y, void *memory, int threads)
+    void fbp_train(fbp_run *run)
+    ptrdiff_t fbp_partials(ptrdiff_t rows, ptrdiff_t parameters, int threads)
+    double fbp_loss_value(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target, void *dp,
+                          double *partial, int threads)
+    double fbp_hits(const fbp_kernels *t, double threshold, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target)
+    int fbp_optimizer_step(const fbp_kernels *t, const fbp_optimizer *o, double lr, int64_t step, ptrdiff_t n, void *grads, void *params,
+                           void *state1, void *state2, double *partial, int threads)
+
+ACTIVATIONS = {"identity": FBP_IDENTITY, "relu": FBP_RELU, "leaky_relu": FBP_LEAKY_RELU, "sigmoid": FBP_SIGMOID, "tanh": FBP_TANH,
+               "elu": FBP_ELU, "exp": FBP_EXP, "softplus": FBP_SOFTPLUS, "gelu": FBP_GELU, "silu": FBP_SILU}
+LOSSES = {"mse": FBP_MSE, "l1": FBP_L1, "huber": FBP_HUBER, "bce": FBP_BCE, "bce_logits": FBP_BCE_LOGITS, "cross_entropy": FBP_CROSS_ENTROPY}
+OPERATIONS = {"dense": FBP_DENSE, "activation": FBP_ACTIVATION, "softmax": FBP_SOFTMAX, "dropout": FBP_DROPOUT}
+UNWANTED, FIRST, MORE = FBP_UNWANTED, FBP_FIRST, FBP_MORE
+RUNNING, DONE, LOSS_NOT_FINITE, PARAMETER_NOT_FINITE = FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------------------------
+
+def version(): return FASTBP_VERSION.decode()
+def compiler(): return FASTBP_COMPILER.decode()
+def openmp_version(): return fbp_openmp_version()
+def forked(): return fbp_forked()
+def isa(): return fbp_isa_selected().decode()
+
+
+def isas():
+    """[(name, supported here)], best first."""
+    names, i = [], 0
+    while fbp_isa_name(i) != NULL:
+        names.append((fbp_isa_name(i).decode(), bool(fbp_isa_supported(i))))
+        i += 1
+    return names
+
+
+def select_isa(str name=None):
+    """Chooses an instruction set for everything compiled from now on; None: the best. 0 chosen, -1 unknown, -2 not supported here."""
+    if name is None:
+        return fbp_isa_select(NULL)
+    encoded = name.encode()
+    return fbp_isa_select(encoded)
+
+
+def thread_limit(): return fbp_thread_limit()
+def set_thread_limit(int threads): fbp_set_thread_limit(threads)
+def set_own_thread_limit(int threads): return fbp_set_own_thread_limit(threads)
+def _set_grain(double multiply_adds): return fbp_set_grain(multiply_adds)
+
+
+def peak(dtype, double seconds):
+    """Multiply-add rate of this thread's core in operations a second, by the register tile itself."""
+    cdef const fbp_kernels *t = fbp_kernels_for(type_of(dtype))
+    cdef double rate
+    with nogil:
+        rate = fbp_peak(t, seconds)
+    return rate
+
+
+# ---- arrays ------------------------------------------------------------------------------------------------------------------------
+
+cdef int type_of(dtype) except -1:
+    cdef cnp.dtype d = cnp.dtype(dtype)
+    if d.type_num == cnp.NPY_FLOAT32 and d.isnative:
+        return FBP_F32
+    if d.type_num == cnp.NPY_FLOAT64 and d.isnative:
+        return FBP_F64
+    raise TypeError(f"dtype must be float32 or float64, got {dtype}")
+
+
+cdef inline int number(int type) noexcept nogil:
+    return cnp.NPY_FLOAT32 if type == FBP_F32 else cnp.NPY_FLOAT64
+
+
+cdef void *data(object array, int type, ptrdiff_t size, bint write=False) except NULL:
+    """The memory of a C-contiguous array of this type with at least `size` elements."""
+    if not isinstance(array, cnp.ndarray):
+        raise TypeError(f"expected a NumPy array, got {type_name(array)}")
+    cdef cnp.ndarray a = <cnp.ndarray>array
+    if cnp.PyArray_TYPE(a) != number(type) or not cnp.PyArray_ISCARRAY_RO(a) or a.size < size:
+        raise ValueError(f"expected a C-contiguous {'float32' if type == FBP_F32 else 'float64'} array of {size} elements, "
+                         f"got {a.dtype} {(<object>a).shape}")
+    if write and not cnp.PyArray_ISWRITEABLE(a):
+        raise ValueError("expected a writable array")
+    return cnp.PyArray_DATA(a)
+
+
+cdef str type_name(object o):
+    return o.__class__.__name__
+
+
+cdef void *maybe(object array, int type, ptrdiff_t size, bint write=False) except? NULL:
+    return NULL if array is None else data(array, type, size, write)
+
+
+cdef const int64_t *labels_of(object array, ptrdiff_t size) except? NULL:
+    if array is None:
+        return NULL
+    cdef cnp.ndarray a = <cnp.ndarray?>array
+    if cnp.PyArray_TYPE(a) != cnp.NPY_INT64 or not cnp.PyArray_ISCARRAY_RO(a) or a.size < size:
+        raise ValueError(f"expected a C-contiguous int64 array of {size} elements")
+    return <const int64_t *>cnp.PyArray_DATA(a)
+
+
+cdef cnp.ndarray empty(int type, ptrdiff_t rows, ptrdiff_t columns):
+    cdef cnp.npy_intp shape[2]
+    shape[0] = rows
+    shape[1] = columns
+    return cnp.PyArray_EMPTY(2, shape, number(type), 0)
+
+
+cdef void *allocate(size_t bytes) except NULL:
+    cdef void *memory = NULL
+    if posix_memalign(&memory, 64, bytes if bytes else 64):
+        raise MemoryError(f"could not allocate {bytes} bytes")
+    return memory
+
+
+def first_nonfinite(array):
+    """Index in the flattened array of the first NaN or infinity, or -1."""
+    cdef int type = type_of(array.dtype)
+    cdef ptrdiff_t n = array.size, at
+    cdef const void *x = data(array, type, n)
+    cdef const fbp_kernels *t = fbp_kernels_for(type)
+    with nogil:
+        at = fbp_first_nonfinite(t, n, x)
+    return at
+
+
+# ---- rules -------------------------------------------------------------------------------------------------------------------------
+
+cdef class LossRule:
+    """A loss in C's terms: L = factor * sum of w_i l_i, factor = scale / (sum of w * per_row), or scale when `sum`."""
+    cdef fbp_loss c
+
+    def __cinit__(self, int kind, bint sum, double per_row, double scale, double param):
+        self.c = fbp_loss(kind, sum, per_row, scale, param)
+
+    def value(self, p, t, label, w, dp):
+        """Loss of p (B, O) against t (B, O) or label (B), weights w (B) or None; fills dp (B, O) unless None."""
+        cdef int type = type_of(p.dtype), threads
+        cdef ptrdiff_t B = p.shape[0], O = p.shape[1]
+        cdef const void *p_data = data(p, type, B * O)
+        cdef void *dp_data = maybe(dp, type, B * O, True)
+        cdef fbp_target target = targets(type, B, O, t, label, w)
+        cdef const fbp_kernels *table = fbp_kernels_for(type)
+        cdef double *partial = <double *>allocate(fbp_partials(B, 0, 0) * sizeof(double))
+        cdef double value
+        with nogil:
+            threads = fbp_threads_for(20.0 * B * O)
+            value = fbp_loss_value(table, &self.c, B, O, p_data, target, dp_data, partial, threads)
+        free(partial)
+        return value
+
+
+cdef fbp_target targets(int type, ptrdiff_t B, ptrdiff_t O, t, label, w) except *:
+    """Checks what would send C out of bounds: sizes, and labels outside [0, O)."""
+    cdef fbp_target target
+    target.t = maybe(t, type, B * O)
+    target.label = labels_of(label, B)
+    target.w = maybe(w, type, B)
+    cdef ptrdiff_t i
+    if target.t == NULL and target.label == NULL:
+        raise ValueError("a target is needed")
+    if target.label != NULL:
+        for i in range(B):
+            if target.label[i] < 0 or target.label[i] >= O:
+                raise ValueError(f"target must hold labels from 0 to {O - 1}, got {target.label[i]} in row {i}")
+    return target
+
+
+def hits(double threshold, p, t, label):
+    """Sum over the rows of p (B, O) of right answers; threshold NaN: by argmax, else elementwise p > threshold against t > 1/2."""
+    cdef int type = type_of(p.dtype)
+    cdef ptrdiff_t B = p.shape[0], O = p.shape[1]
+    cdef const void *p_data = data(p, type, B * O)
+    cdef fbp_target target = targets(type, B, O, t, label, None)
+    return fbp_hits(fbp_kernels_for(type), threshold, B, O, p_data, target)
+
+
+cdef class UpdateRule:
+    """An optimizer in C's terms, with a slot (offset, size, rate factor, decay factor) per parameter tensor."""
+    cdef fbp_optimizer c
+    cdef fbp_slot *slot
+    cdef ptrdiff_t size
+
+    def __cinit__(self, str kind, slots, *, double momentum=0, bint nesterov=False, bint rate_inside=False, betas=(0.9, 0.999),
+                  double eps=1e-8, double weight_decay=0, bint decoupled=False, double clip_norm=0):
+        cdef int i
+        self.slot = <fbp_slot *>allocate(len(slots) * sizeof(fbp_slot))
+        for i, (offset, size, rate, decay) in enumerate(slots):
+            if offset < self.size or size < 0:
+                raise ValueError("slots must be in ascending order and must not overlap")
+            self.slot[i] = fbp_slot(offset, size, rate, decay)
+            self.size = offset + size
+        self.c = fbp_optimizer({"sgd": FBP_SGD, "adam": FBP_ADAM}[kind], momentum, nesterov, rate_inside, betas[0], betas[1], eps,
+                               weight_decay, decoupled, clip_norm, len(slots), self.slot)
+
+    def __dealloc__(self):
+        free(self.slot)
+
+    cdef int check_state(self, void *state1, void *state2) except -1:
+        if self.c.kind == FBP_ADAM and (state1 == NULL or state2 == NULL):
+            raise ValueError("Adam needs two state arrays")
+        return 0
+
+    def step(self, double lr, int64_t step, grads, params, state1, state2):
+        """One update in place; `step` counts from 1. True when a new parameter is not finite."""
+        cdef int type = type_of(params.dtype), broken, threads
+        cdef void *g = data(grads, type, self.size, self.c.clip_norm > 0)
+        cdef void *p = data(params, type, self.size, True)
+        cdef void *s1 = maybe(state1, type, self.size, True)
+        cdef void *s2 = maybe(state2, type, self.size, True)
+        self.check_state(s1, s2)
+        cdef const fbp_kernels *table = fbp_kernels_for(type)
+        cdef double *partial = <double *>allocate(fbp_partials(0, self.size, 0) * sizeof(double))
+        with nogil:
+            threads = fbp_threads_for(8.0 * self.size)
+            broken = fbp_optimizer_step(table, &self.c, lr, step, self.size, g, p, s1, s2, partial, threads)
+        free(partial)
+        return bool(broken)
+
+
+# ---- programs ----------------------------------------------------------------------------------------------------------------------
+
+cdef class Program:
+    """A compiled graph over a flat parameter array of `parameters` elements. See compiler.py, which makes them, and program.h.
+
+    values      (width, offset of the value, offset of its gradient; -1: none)
+    operations  (kind, x, y, act, alpha, dact, dalpha, dx, dw, weight, bias, stream)
+    """
+    cdef fbp_program c
+    cdef fbp_value *value
+    cdef fbp_op *op
+    cdef void *memory          # of the frame that forward, backward and training use
+    cdef fbp_frame frame
+    cdef int frame_threads
+    cdef int running           # 1 + fork generation while C runs on the frame
+    cdef void *spare           # memory of the last prediction, kept for the next
+    cdef size_t spare_bytes
+    cdef readonly int type
+    cdef readonly ptrdiff_t capacity, parameters, inputs, outputs
+
+    def __cinit__(self, dtype, values, operations, int input, int output, int output_act, double output_alpha, ptrdiff_t capacity,
+                  ptrdiff_t arena, double work_per_row, ptrdiff_t parameters):
+        cdef int i, n = len(values)
+        cdef ptrdiff_t width, most
+        self.type = type_of(dtype)
+        self.capacity = capacity
+        self.parameters = parameters
+        self.value = <fbp_value *>allocate(n * sizeof(fbp_value))
+        self.op = <fbp_op *>allocate(len(operations) * sizeof(fbp_op))
+        for i, (width, offset, gradient) in enumerate(values):
+            for at in (offset, gradient):
+                if width < 1 or capacity < 1 or at < -1 or (at >= 0 and at + width * capacity > arena):
+                    raise ValueError(f"value {i} lies outside the arena")
+            self.value[i] = fbp_value(width, offset, gradient)
+        for i, (kind, x, y, act, alpha, dact, dalpha, dx, dw, weight, bias, stream) in enumerate(operations):
+            if not (0 <= x < n and 0 <= y < n and 0 <= kind <= FBP_DROPOUT):
+                raise ValueError(f"operation {i} is malformed")
+            if kind == FBP_DENSE:
+                most = self.value[<int>x].width * self.value[<int>y].width
+                if weight < 0 or weight + most > parameters or bias < -1 or bias + self.value[<int>y].width > parameters:
+                    raise ValueError(f"operation {i} reads outside the parameters")
+            elif self.value[<int>x].width != self.value[<int>y].width:
+                raise ValueError(f"operation {i} changes the width")
+            self.op[i] = fbp_op(kind, x, y, act, dact, dx, dw, weight, bias, alpha, dalpha, stream)
+        if not (0 <= input < n and 0 <= output < n):
+            raise ValueError("the program has no input or no output")
+        self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, output, output_act, output_alpha,
+                             capacity, arena, 0, work_per_row)
+        self.c.scratch = fbp_program_scratch(self.c.table, self.c.ops, self.op, self.value, capacity)
+        self.inputs = self.value[input].width
+        self.outputs = self.value[output].width
+
+    def __dealloc__(self):
+        free(self.value)
+        free(self.op)
+        free(self.memory)
+        free(self.spare)
+
+    def predict(self, x, params):
+        """f(x) as a new (B, O) array, or None when x is not a C-contiguous (B, I) array of this program's type."""
+        if not cnp.PyArray_Check(x):
+            return None
+        cdef cnp.ndarray a = <cnp.ndarray>x
+        if (cnp.PyArray_TYPE(a) != number(self.type) or cnp.PyArray_NDIM(a) != 2 or not cnp.PyArray_ISCARRAY_RO(a)
+                or cnp.PyArray_DIM(a, 1) != self.inputs):
+            return None
+        cdef ptrdiff_t n = cnp.PyArray_DIM(a, 0)
+        cdef const void *p = data(params, self.type, self.parameters) if self.parameters else NULL
+        cdef cnp.ndarray out = empty(self.type, n, self.outputs)
+        cdef const void *x_data = cnp.PyArray_DATA(a)
+        cdef void *y_data = cnp.PyArray_DATA(out)
+        cdef double work = self.c.work_per_row * n
+        cdef int threads = fbp_program_threads(&self.c, n, 1)
+        cdef size_t bytes = threads * fbp_frame_bytes(&self.c, 1)
+        cdef void *memory = self.spare
+        if bytes <= self.spare_bytes and memory != NULL:
+            self.spare = NULL
+        else:
+            memory = allocate(bytes)
+        if work < 20000:   # shorter than handing the GIL over and back
+            fbp_predict(&self.c, p, n, x_data, y_data, memory, threads)
+        else:
+            with nogil:
+                fbp_predict(&self.c, p, n, x_data, y_data, memory, threads)
+        if self.spare == NULL:
+            self.spare = memory
+            if bytes > self.spare_bytes:
+                self.spare_bytes = bytes
+        else:
+            free(memory)
+        return out
+
+    cdef int enter(self, int threads) except -1:
+        """Marks the frame as in use and makes sure that it has memory for this many threads."""
+        if self.running == 1 + fbp_forked():
+            raise RuntimeError("the model is being used by another thread")
+        cdef size_t bytes
+        cdef void *memory
+        cdef fbp_frame old = self.frame
+        if self.memory == NULL or threads > self.frame_threads:   # scratch comes last: the values keep their places
+            bytes = fbp_frame_bytes(&self.c, threads)
+            memory = allocate(bytes)
+            memset(memory, 0, bytes)
+            if self.memory != NULL:
+                memcpy(memory, self.memory, fbp_frame_bytes(&self.c, self.frame_threads))
+                free(self.memory)
+            self.memory, self.frame_threads = memory, threads
+            self.frame = fbp_frame_in(memory, &self.c)
+            self.frame.params, self.frame.grads, self.frame.rows = old.params, old.grads, old.rows
+            self.frame.training, self.frame.seed, self.frame.step = old.training, old.seed, old.step
+        self.running = 1 + fbp_forked()
+        return 0
+
+    def forward(self, params, cnp.ndarray x, bint training, uint64_t seed, uint64_t step):
+        """Keeps the values of this batch for `backward`; returns the output (B, O)."""
+        cdef ptrdiff_t B = cnp.PyArray_DIM(x, 0)
+        cdef const void *x_data = data(x, self.type, B * self.inputs)
+        if B > self.capacity or cnp.PyArray_NDIM(x) != 2 or cnp.PyArray_DIM(x, 1) != self.inputs:
+            raise ValueError("x does not fit the program")
+        cdef int threads = fbp_program_threads(&self.c, B, 1)
+        self.enter(threads)
+        try:
+            self.frame.params = data(params, self.type, self.parameters) if self.parameters else NULL
+            self.frame.rows, self.frame.training, self.frame.seed, self.frame.step = B, training, seed, step
+            memcpy(self.frame.value[self.c.input], x_data, B * self.inputs * self.c.table.size)
+            with nogil:
+                fbp_forward(&self.frame, threads)
+            out = empty(self.type, B, self.outputs)
+            memcpy(cnp.PyArray_DATA(out), self.frame.value[self.c.output], B * self.outputs * self.c.table.size)
+        finally:
+            self.running = 0
+        return out
+
+    def backward(self, params, grads, cnp.ndarray dout):
+        """Fills grads from dL/doutput (B, O) of the last forward batch; returns dL/dinput (B, I)."""
+        cdef ptrdiff_t B = self.frame.rows
+        cdef const void *d = data(dout, self.type, B * self.outputs)
+        cdef int threads = fbp_program_threads(&self.c, B, 2)
+        self.enter(threads)
+        try:
+            self.frame.params = data(params, self.type, self.parameters) if self.parameters else NULL
+            self.frame.grads = data(grads, self.type, self.parameters, True) if self.parameters else NULL
+            with nogil:
+                fbp_backward(&self.frame, d, threads)
+            dx = empty(self.type, B, self.inputs)
+            memcpy(cnp.PyArray_DATA(dx), self.frame.gradient[self.c.input], B * self.inputs * self.c.table.size)
+        finally:
+            self.running = 0
+        return dx
+
+
+cdef class Run:
+    """Training of one program on one data set. `start` begins an epoch, `advance` runs whole steps for a while.
+
+    x (n, I); t (n, O) or label (n); w (n) or None; state1, state2: the optimizer's arrays or None; outputs: (n, O) to receive the
+    predictions in batch order, or None; threshold: None for no accuracy, else see `hits`.
+    """
+    cdef fbp_run c
+    cdef Program program
+    cdef object held               # every array whose memory C uses
+    cdef object epoch              # the order and learning rates of the running epoch
+
+    def __cinit__(self, Program program, LossRule loss, UpdateRule update, params, grads, state1, state2, x, t, label, w,
+                  ptrdiff_t batch_size, outputs, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps):
+        cdef int type = program.type
+        cdef ptrdiff_t n = x.shape[0], batch = min(batch_size, program.capacity)
+        if batch != batch_size or n < 1 or update.size > program.parameters:
+            raise ValueError("the run does not fit the program")
+        self.program = program
+        gathered = empty(type, batch, program.outputs), empty(type, batch, 1), cnp.PyArray_EMPTY(1, [batch], cnp.NPY_INT64, 0)
+        self.held = (program, loss, update, params, grads, state1, state2, x, t, label, w, outputs, gathered)
+        self.c.loss, self.c.optimizer = &loss.c, &update.c
+        self.c.params = data(params, type, program.parameters, True) if program.parameters else NULL
+        self.c.state1, self.c.state2 = maybe(state1, type, update.size, True), maybe(state2, type, update.size, True)
+        update.check_state(self.c.state1, self.c.state2)
+        self.c.n, self.c.batch_size = n, batch
+        self.c.x = data(x, type, n * program.inputs)
+        self.c.target = targets(type, n, program.outputs, t, label, w)
+        self.c.gathered_t, self.c.gathered_w = data(gathered[0], type, 0, True), data(gathered[1], type, 0, True)
+        self.c.gathered_label = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>gathered[2])
+        self.c.outputs = maybe(outputs, type, n * program.outputs, True)
+        self.c.wants_accuracy = threshold is not None
+        self.c.threshold = 0 if threshold is None else threshold
+        self.c.steps = steps
+        self.c.threads = fbp_program_threads(&program.c, min(batch, n), 3)
+        self.c.partial = <double *>allocate(fbp_partials(batch, program.parameters, self.c.threads) * sizeof(double))
+        self.c.frame = &program.frame
+        program.enter(self.c.threads)
+        program.running = 0
+        program.frame.params = self.c.params
+        program.frame.grads = data(grads, type, program.parameters, True) if program.parameters else NULL
+        program.frame.training, program.frame.seed, program.frame.step = True, seed, dropout_step
+
+    def __dealloc__(self):
+        free(self.c.partial)
+
+    def start(self, order, lr, ptrdiff_t batch=0):
+        """An epoch over the rows in this order (int64, or None: as they are), at batch i with learning rate lr[i]."""
+        cdef ptrdiff_t batches = (self.c.n + self.c.batch_size - 1) // self.c.batch_size, i
+        cdef const int64_t *rows = labels_of(order, self.c.n)
+        if rows != NULL:
+            for i in range(self.c.n):
+                if rows[i] < 0 or rows[i] >= self.c.n:
+                    raise ValueError("order must hold row numbers")
+        self.c.lr = <const double *>data(lr, FBP_F64, batches)
+        self.epoch = (order, lr)
+        self.c.order = rows
+        self.c.batch, self.c.batches = batch, batches
+        self.c.loss_sum = self.c.hits = 0
+
+    def advance(self, double seconds, ptrdiff_t batches=0):
+        """Runs whole steps for about this long, at least one; `batches` > 0: that many at most. Returns the status."""
+        cdef ptrdiff_t end = self.c.batches
+        self.program.enter(self.c.threads)
+        self.c.seconds = seconds
+        if 0 < batches < end - self.c.batch:
+            self.c.batches = self.c.batch + batches
+        try:
+            with nogil:
+                fbp_train(&self.c)
+        finally:
+            self.program.running = 0
+            self.c.batches = end
+        if self.c.status == FBP_DONE and self.c.batch < end:
+            self.c.status = FBP_RUNNING
+        return self.c.status
+
+    def rewind(self, int64_t steps, uint64_t dropout_step):
+        """Sets the counters back to those of a snapshot."""
+        self.c.steps = steps
+        self.program.frame.step = dropout_step
+
+    @property
+    def batch(self): return self.c.batch
+    @property
+    def batches(self): return self.c.batches
+    @property
+    def steps(self): return self.c.steps
+    @property
+    def dropout_step(self): return self.program.frame.step
+    @property
+    def loss_sum(self): return self.c.loss_sum
+    @property
+    def hits(self): return self.c.hits
+    @property
+    def last_loss(self): return self.c.last_loss
+
+
+# ---- plain functions on arrays (fastbp.kernels checks and converts) -------------------------------------------------------------------
+
+cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
+    """A 2-D array one of whose strides is one element, read where it lies."""
+    cdef ptrdiff_t size = 4 if type == FBP_F32 else 8
+    cdef fbp_matrix m
+    if cnp.PyArray_TYPE(a) != number(type) or cnp.PyArray_NDIM(a) != 2 or not cnp.PyArray_ISALIGNED(a):
+        raise ValueError("expected an aligned matrix")
+    m.p = cnp.PyArray_DATA(a)
+    m.row, m.col = cnp.PyArray_STRIDE(a, 0) // size, cnp.PyArray_STRIDE(a, 1) // size
+    if cnp.PyArray_DIM(a, 1) <= 1:
+        m.col = 1
+    if cnp.PyArray_DIM(a, 0) <= 1 and m.col != 1:
+        m.row = 1
+    if not (m.row == 1 or m.col == 1) or m.row < 0 or m.col < 0:
+        raise ValueError("expected a matrix with contiguous rows or columns")
+    return m
+
+
+def matmul(a, b, out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
+    """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of FBP_KC terms, added up in order."""
+    cdef int type = type_of(out.dtype), threads
+    cdef ptrdiff_t m = a.shape[0], n = b.shape[1], k = a.shape[1]
+    cdef fbp_epilogue e
+    cdef fbp_product q
+    if b.shape[0] != k or out.shape[0] != m or out.shape[1] != n:
+        raise ValueError("shapes do not agree")
+    if m == 0 or n == 0:
+        return out
+    memset(&e, 0, sizeof(e))
+    e.bias, e.act, e.alpha = maybe(bias, type, n), act, alpha
+    q = fbp_product(m, n, k, matrix(a, type), matrix(b, type), data(out, type, m * n, True), n, FBP_STORE, chunked, &e)
+    cdef const fbp_kernels *table = fbp_kernels_for(type)
+    threads = fbp_threads_for(<double>m * n * k)
+    cdef void *scratch = allocate(threads * fbp_gemm_scratch(table, m, n, k))
+    with nogil:
+        fbp_matmul(table, &q, scratch, threads)
+    free(scratch)
+    return out
+
+
+def column_sums(x, out):
+    """out (n) = column sums of x (B, n)."""
+    cdef int type = type_of(out.dtype), threads
+    cdef ptrdiff_t B = x.shape[0], n = x.shape[1]
+    cdef const void *x_data = data(x, type, B * n)
+    cdef void *y_data = data(out, type, n, True)
+    cdef const fbp_kernels *table = fbp_kernels_for(type)
+    threads = fbp_threads_for(<double>B * n)
+    with nogil:
+        fbp_sum_columns(table, B, n, x_data, y_data, threads)
+    return out
+
+
+def map_forward(int act, x, out, double alpha=0):
+    """out = f(x), elementwise."""
+    cdef int type = type_of(out.dtype), threads
+    cdef ptrdiff_t n = x.size
+    cdef const void *x_data = data(x, type, n)
+    cdef void *y_data = data(out, type, n, True)
+    cdef const fbp_kernels *table = fbp_kernels_for(type)
+    threads = fbp_threads_for(4.0 * n)
+    with nogil:
+        fbp_map(table, act, n, x_data, alpha, y_data, threads)
+    return out
+
+
+def map_backward(int act, s, dy, out, double alpha=0):
+    """out = dy * f'(s), elementwise; s is f's output, or its input for softplus, gelu and silu."""
+    cdef int type = type_of(out.dtype), threads
+    cdef ptrdiff_t n = dy.size
+    cdef const void *s_data = data(s, type, n)
+    cdef const void *dy_data = data(dy, type, n)
+    cdef void *dx_data = data(out, type, n, True)
+    cdef const fbp_kernels *table = fbp_kernels_for(type)
+    threads = fbp_threads_for(4.0 * n)
+    with nogil:
+        fbp_map_backward(table, act, n, s_data, dy_data, alpha, dx_data, threads)
+    return out
+
+
+def softmax(x, out):
+    """out (B, n) = softmax of the rows of x (B, n)."""
+    cdef int type = type_of(out.dtype), threads
+    cdef ptrdiff_t B = x.shape[0], n = x.shape[1]
+    cdef const void *x_data = data(x, type, B * n)
+    cdef void *y_data = data(out, type, B * n, True)
+    cdef const fbp_kernels *table = fbp_kernels_for(type)
+    threads = fbp_threads_for(20.0 * B * n)
+    with nogil:
+        fbp_softmax(table, B, n, x_data, y_data, threads)
+    return out
