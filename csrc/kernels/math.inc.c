@@ -61,9 +61,9 @@ static ALWAYS_INLINE vreal v_exp_parts(vreal x, vreal less, int bias, vint *t)
 #endif
     const real shift = (real)1.5 * TWO_TO_MANTISSA + (real)bias;
     const vreal shifted = v_fma(x - less, v_set(log2_e), v_set(shift)), k = shifted - shift;
-    const vreal r = v_fma(k, v_set(-ln2_lo), v_fma(k, v_set(-ln2_hi), x)) - less;
+    const vreal high = v_fma(k, v_set(-ln2_hi), x), low = v_fma(k, v_set(ln2_lo), less), r = high - low;
     *t = (vint)shifted;
-    return v_fma(r * r, POLYNOMIAL(r, p), r);
+    return high + v_fma(r * r, POLYNOMIAL(r, p), -low);
 }
 
 /* 2^n from t whose low bits are n + BIAS, for normal 2^n */
@@ -209,23 +209,23 @@ static ALWAYS_INLINE vreal v_silu_derivative(vreal x)
     vint t;
     const vreal b = v_max(v_set(silu_low), v_min(v_set(RCONST(64, 40)), x));
     const vreal q = v_exp_parts(-b, (vreal){0}, BIAS - SIGMOID_SCALE, &t);
-    const vreal power = v_power2(t), c = v_set(SIGMOID_C);
-    const vreal g = 1 / v_fma(power, q, power + c);
-    return v_fma(b, v_fma(power, q, power) * g, v_set(1)) * g * c;
+    const vreal power = v_power2(t), c = v_set(SIGMOID_C), g = 1 / v_fma(power, q, power + c);
+    const vreal slope = power * (1 + b);
+    return v_fma(slope, q, slope + c) * g * g * c;
 }
 
-/* Phi(-a) = e^(-a^2/2) P(a)/Q(a) for 0 <= a <= 14.5 (39) */
+/* Phi(-a) = e^(-a^2/2) F(g - 7/16) / (a + b), g = a/(a + b) */
 #ifdef FBP_DOUBLE
-static const real mills_p[] = {0x1.0000000000000p-1, 0x1.a7e8416494939p-1, 0x1.5bf9be8473fd6p-1, 0x1.6df23896911efp-2,
-    0x1.0e74ae4f989c8p-3, 0x1.2439cad4cf671p-5, 0x1.d2dfd93c56284p-8, 0x1.109aae43b90a3p-10, 0x1.bf17f39cf304dp-14,
-    0x1.d4442b31c37f8p-18, 0x1.e19229dd8cc63p-23};
-static const real mills_q[] = {1, 0x1.3a1535819b231p+1, 0x1.6896f26d5212bp+1, 0x1.0032750dd7b9ap+1, 0x1.f5d8e646c8697p-1,
-    0x1.64b5d15dc86adp-2, 0x1.78c8c29728edap-4, 0x1.28edf0a1d104dp-6, 0x1.57f384af9af1ap-9, 0x1.18c3856368cefp-12,
-    0x1.25713f9d830b6p-16, 0x1.2dc7a3a3e7fa5p-21};
+static const real mills[] = {0x1.b8b58435469ebp-1, -0x1.9c4e1625de1a8p+0, 0x1.427269ff2032cp+1, -0x1.a176ba352f572p+1,
+    0x1.b4cd4e419e51ap+1, -0x1.5e96807fb60c5p+1, 0x1.7865ebc83ca84p+0, -0x1.ecb0ec7f03858p-3, -0x1.781d56f19e67bp-2,
+    0x1.2addab062453cp-2, 0x1.887b3b81f6085p-6, -0x1.1dc300ee50657p-3, 0x1.c53d5f44112d8p-6, 0x1.071ace476e0e0p-4,
+    -0x1.7ef5889404a42p-6, -0x1.118b85c7fa557p-5, 0x1.c3d9ba15fb20dp-7, 0x1.42c96782c4057p-6, -0x1.acf8528d5d2b4p-8,
+    -0x1.72f28fcd26658p-7, 0x1.04278e0478023p-9, 0x1.15fc0cf23be67p-8};
 #else
-static const real mills_p[] = {0x1p-1f, 0x1.c0d052p-2f, 0x1.7743dep-3f, 0x1.4cddeap-5f, 0x1.0dc408p-8f};
-static const real mills_q[] = {1, 0x1.acaa5ap+0f, 0x1.33d73p+0f, 0x1.e0bcc4p-2f, 0x1.a1368ep-4f, 0x1.5218eap-7f};
+static const real mills[] = {0x1.ace714p-1f, -0x1.6d84e6p+0f, 0x1.d9fd02p+0f, -0x1.bdf3ccp+0f, 0x1.06e18ap+0f,
+    -0x1.20889p-3f, -0x1.39a034p-2f, 0x1.5a9102p-3f, 0x1.572ad4p-4f, -0x1.1c10fep-4f};
 #endif
+static const real mills_b = RCONST(5, 4), gauss_low = RCONST(38.7, 14.6f);
 
 static ALWAYS_INLINE vreal v_gauss(vreal a, vreal *scale)
 {
@@ -240,18 +240,16 @@ static ALWAYS_INLINE vreal v_gauss(vreal a, vreal *scale)
 static ALWAYS_INLINE vreal v_gelu(vreal x)
 {
     vreal scale;
-    const vreal a = v_min(v_set(RCONST(39, 14.5f)), v_abs(x)), e = v_gauss(a, &scale);
-    const vreal below = e * (a * POLYNOMIAL(a, mills_p) / POLYNOMIAL(a, mills_q)) * scale;
-    const vreal y = v_max(v_set(0), x) - below;
+    const vreal a = v_min(v_set(gauss_low), v_abs(x)), e = v_gauss(a, &scale), g = a / (a + mills_b);
+    const vreal y = v_max(v_set(0), x) - e * (g * POLYNOMIAL(g - (real)0.4375, mills)) * scale;
     return (vreal)((vint)y | ((vint)x & (vint)v_set((real)-0.0)));
 }
 
 static ALWAYS_INLINE vreal v_gelu_derivative(vreal x)
 {
-    const real density = RCONST(0x1.9884533d43651p-2, 0x1.988454p-2f);
+    const real density = RCONST(0x1.9884533d43651p-2, 0x1.988454p-2f);   /* 1/sqrt(2 pi) */
     vreal scale;
-    const vreal a = v_min(v_set(RCONST(39, 14.5f)), v_abs(x)), e = v_gauss(a, &scale);
-    const vreal p = POLYNOMIAL(a, mills_p), q = POLYNOMIAL(a, mills_q);
-    const vreal below = e * (v_fma(a * -density, q, p) / q) * scale;
-    return v_select(x > 0, 1 - below, below);
+    const vreal a = v_min(v_set(gauss_low), v_abs(x)), e = v_gauss(a, &scale), i = 1 / (a + mills_b);
+    const vreal y = e * v_fma(a, v_set(-density), i * POLYNOMIAL(v_fma(a, i, v_set((real)-0.4375)), mills)) * scale;
+    return v_select(x > 0, 1 - y, y);
 }

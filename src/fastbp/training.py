@@ -1,0 +1,421 @@
+"""fit, evaluate, minibatches, History: everything that runs a program over a data set.
+
+An epoch is native code: `fit` hands over the arrays, the order of the rows and the learning rates, and gets control back about every
+25 ms (between whole steps) for signals, the progress bar and callbacks that ask for batches.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _core, arrays
+from .layers import Identity, Sigmoid, Softmax
+from .losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, Loss
+from .optim import Optimizer
+
+SLICE = 0.025   # seconds between two looks at signals
+
+
+class History:
+    """What `fit` reports. `history`: name -> one float per epoch ("loss", then "val_loss" and the metrics where asked for).
+
+    "loss" and metrics are the values before each update, averaged over the rows of the epoch; weight decay is not part of the loss.
+    Validation values are computed after each epoch.
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+
+    def append(self, logs: dict[str, float]) -> None:
+        """One epoch's values."""
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws every curve over the epochs and returns the matplotlib axes (extra: fastbp[plot])."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.figure(figsize=(7, 4), layout="constrained").subplots()
+        other = None
+        for name, values in self.history.items():
+            target = ax
+            if not name.endswith("loss"):
+                target = other = other or ax.twinx()
+            target.plot(range(1, len(values) + 1), values, "--" if name.startswith("val_") else "-", label=name,
+                        color=f"C{sorted(n.removeprefix('val_') for n in self.history).index(name.removeprefix('val_'))}")
+        ax.set(xlabel="epoch", ylabel="loss")
+        if other is not None:
+            other.set_ylabel("metric")
+        handles, names = ax.get_legend_handles_labels()
+        if other is not None:
+            handles, names = handles + other.get_legend_handles_labels()[0], names + other.get_legend_handles_labels()[1]
+        ax.legend(handles, names, frameon=False)
+        return ax
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name} {values[-1]:.6g}" for name, values in self.history.items())
+        return f"History({len(next(iter(self.history.values()), []))} epochs{': ' + last if last else ''})"
+
+
+def minibatches(*data: Any, batch_size: int = 32, shuffle: bool = True, seed: Any = None) -> Iterator[tuple[np.ndarray, ...]]:
+    """Tuples of matching rows of the given arrays, batch_size at a time; the last batch is smaller, never dropped (MATH.md S22).
+
+    minibatches(x, y, batch_size=120, seed=0) gives the batches of `fit`'s first epoch with that seed; a numpy Generator as seed goes on,
+    one permutation per pass, as `fit` does from epoch to epoch. Raises ValueError when the arrays' rows differ in number.
+    """
+    if not data:
+        raise TypeError("minibatches needs at least one array")
+    columns = [np.asarray(array) for array in data]
+    for i, array in enumerate(columns):
+        if array.ndim == 0 or len(array) != len(columns[0]):
+            raise ValueError(f"data must have the same number of rows, got {arrays.describe(columns[0])} and, as argument {i}, {arrays.describe(array)}")
+    batch_size = arrays.integer("batch_size", batch_size, least=1)
+    order = _order(arrays.generator(seed), len(columns[0]), arrays.flag("shuffle", shuffle))
+    return (tuple(array[first : first + batch_size] if order is None else array[order[first : first + batch_size]] for array in columns)
+            for first in range(0, len(columns[0]), batch_size))
+
+
+def _order(rng: np.random.Generator, rows: int, shuffle: bool) -> np.ndarray | None:
+    return rng.permutation(rows).astype(np.int64, copy=False) if shuffle else None
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------------------------
+
+Metric = str | Callable[[np.ndarray, np.ndarray], float]
+
+
+def _metrics(metrics: Iterable[Metric], loss: Any) -> dict[str, Metric]:
+    """name -> metric, checked against what the loss can say."""
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics must be a sequence such as ('accuracy',), got the string {metrics!r}")
+    named: dict[str, Metric] = {}
+    for metric in metrics:
+        if metric == "accuracy":
+            if getattr(loss, "threshold", None) is None:
+                raise ValueError(f"metrics: 'accuracy' needs a loss that tells classes apart, got {loss!r}")
+            named["accuracy"] = metric
+        elif callable(metric):
+            named[getattr(metric, "__name__", type(metric).__name__)] = metric
+        else:
+            raise ValueError(f"metrics must hold 'accuracy' or callables (target, prediction) -> float, got {metric!r}")
+    return named
+
+
+def _scores(metrics: dict[str, Metric], loss: Any, y: np.ndarray, t: np.ndarray | None, label: np.ndarray | None, prediction: np.ndarray
+            ) -> dict[str, float]:
+    return {name: _core.hits(loss.threshold, prediction, t, label) / len(prediction) if metric == "accuracy" else float(metric(y, prediction))
+            for name, metric in metrics.items()}
+
+
+# ---- losses as fit sees them -------------------------------------------------------------------------------------------------------------
+
+def _check_loss(model: Any, loss: Any) -> None:
+    if not callable(getattr(loss, "value_and_grad", None)):
+        raise TypeError(f"loss must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(loss)}")
+    if isinstance(loss, CrossEntropyLoss) and isinstance(_last(model)[0], Softmax):
+        raise ValueError("loss: CrossEntropyLoss expects logits, but the model ends in Softmax; take that layer away (fb.kernels.softmax turns "
+                         "predictions into probabilities)")
+
+
+def _last(model: Any) -> tuple[Any, int]:
+    """The model's last layer that does something, and its node."""
+    node = model.output
+    while isinstance(model.nodes[node].layer, Identity):
+        node = model.nodes[node].reads[0]
+    return model.nodes[node].layer, node
+
+
+# ---- one data set, ready to train on -------------------------------------------------------------------------------------------------------
+
+class _Data:
+    """Converted, checked arrays: x (n, I), and the target as values (n, O) or labels (n)."""
+
+    def __init__(self, model: Any, loss: Any, x: Any, y: Any, sample_weight: Any, names: tuple[str, str] = ("x", "y")):
+        self.x = arrays.matrix(names[0], x, model.dtype, columns=model.inputs)
+        rows = len(self.x)
+        if rows == 0:
+            raise ValueError(f"{names[0]} must have at least one row, got {arrays.describe(self.x)}")
+        self.y = np.asarray(y)
+        if self.y.ndim == 0 or len(self.y) != rows:
+            raise ValueError(f"{names[1]} must have as many rows as {names[0]}, {rows}, got {arrays.describe(self.y)}")
+        arrays.require_finite(names[0], self.x)
+        self.t = self.label = None
+        if isinstance(loss, Loss):
+            self.t, self.label = loss.target(names[1], y, rows, model.output_width(self.x.shape[1]), model.dtype)
+            arrays.require_finite(names[1], self.t)
+        self.weight = arrays.sample_weight(sample_weight, model.dtype, rows)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+class _NativeRun:
+    """Epochs in C. See _core.Run."""
+
+    def __init__(self, model: Any, loss: Loss, optimizer: Optimizer, data: _Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
+        output, self._through_sigmoid = model.output, False
+        if isinstance(loss, BCELoss) and isinstance(_last(model)[0], Sigmoid):   # MATH.md §5: the pair in its simplified form, p - y
+            output, loss, self._through_sigmoid = model.nodes[_last(model)[1]].reads[0], BCEWithLogitsLoss(loss.reduction), True
+        self.model, self.data, self.metrics = model, data, metrics
+        program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], output=output)
+        wants_outputs = any(callable(metric) for metric in metrics.values())
+        self._outputs = np.empty((len(data), program.outputs), model.dtype) if wants_outputs else None
+        self._gradients = arrays.aligned_zeros(model.flat_parameters.size, model.dtype)
+        state1, state2 = (*optimizer.state, None, None)[:2]
+        self.run = _core.Run(program, loss.rule(program.outputs), optimizer.rule(model, clip_norm), model.flat_parameters, self._gradients,
+                             state1, state2, data.x, data.t, data.label, data.weight, batch_size, self._outputs,
+                             loss.threshold if "accuracy" in metrics else None, model.seed, model.steps, optimizer.steps)
+        self.start, self.advance, self.rewind = self.run.start, self.run.advance, self.run.rewind
+
+    def scores(self, order: np.ndarray | None, rows: int) -> dict[str, float]:
+        """Metrics over the first `rows` rows of this epoch."""
+        result: dict[str, float] = {}
+        for name, metric in self.metrics.items():
+            if metric == "accuracy":
+                result[name] = self.run.hits / rows
+                continue
+            prediction = self._outputs[:rows]
+            if self._through_sigmoid:
+                prediction = _core.map_forward(_core.ACTIVATIONS["sigmoid"], prediction, np.empty_like(prediction))
+            result[name] = float(metric(self.data.y[:rows] if order is None else self.data.y[order[:rows]], prediction))
+        return result
+
+
+class _PythonRun:
+    """Epochs for a loss that is somebody's Python object: each phase of a step is native, the loss in between is called here."""
+
+    def __init__(self, model: Any, loss: Any, optimizer: Optimizer, data: _Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
+        self.model, self.loss, self.optimizer, self.data, self.metrics = model, loss, optimizer, data, metrics
+        self.batch_size = batch_size
+        self.program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], input_gradient=True)
+        self.rule = optimizer.rule(model, clip_norm)
+        self.gradients = arrays.aligned_zeros(model.flat_parameters.size, model.dtype)
+        self.outputs = np.empty((len(data), self.program.outputs), model.dtype) if metrics else None
+        self.run = self   # the counters that fit reads are here
+        self.steps, self.dropout_step = optimizer.steps, model.steps
+
+    def start(self, order: np.ndarray | None, rates: np.ndarray) -> None:
+        self.order, self.rates, self.batch, self.loss_sum = order, rates, 0, 0.0
+        self.batches = len(rates)
+
+    def rewind(self, steps: int, dropout_step: int) -> None:
+        self.steps, self.dropout_step = steps, dropout_step
+
+    def advance(self, seconds: float, batches: int = 0) -> int:
+        end, first_batch = time.monotonic() + seconds, self.batch
+        while True:
+            status = self._step()
+            if status != _core.RUNNING or time.monotonic() >= end or self.batch - first_batch == batches:
+                return status
+
+    def _step(self) -> int:
+        model, first = self.model, self.batch * self.batch_size
+        rows = slice(first, min(first + self.batch_size, len(self.data)))
+        take = rows if self.order is None else self.order[rows]
+        out = self.program.forward(model.flat_parameters, np.ascontiguousarray(self.data.x[take]), True, model.seed, self.dropout_step)
+        if self.outputs is not None:
+            self.outputs[rows] = out
+        extra = () if self.data.weight is None else (self.data.weight[take],)
+        value, dout = self.loss.value_and_grad(out, self.data.y[take], *extra)
+        self.last_loss = float(value)
+        dout = np.asarray(dout)
+        if dout.shape != out.shape:
+            raise ValueError(f"loss.value_and_grad must return a gradient of shape {out.shape}, got {arrays.describe(dout)}")
+        if not math.isfinite(self.last_loss):
+            return _core.LOSS_NOT_FINITE
+        self.program.backward(model.flat_parameters, self.gradients, arrays.convert(dout, model.dtype))
+        state1, state2 = (*self.optimizer.state, None, None)[:2]
+        before = [array.copy() for array in (model.flat_parameters, *self.optimizer.state)]   # the loss may be stateful: no replay
+        broken = self.rule.step(self.rates[self.batch], self.steps + 1, self.gradients, model.flat_parameters, state1, state2)
+        if broken:
+            for array, old in zip((model.flat_parameters, *self.optimizer.state), before, strict=True):
+                array[...] = old
+            return _core.LOSS_NOT_FINITE   # nothing is left to restore
+        self.steps, self.dropout_step, self.batch = self.steps + 1, self.dropout_step + 1, self.batch + 1
+        self.loss_sum += self.last_loss * (rows.stop - rows.start)
+        return _core.DONE if self.batch == self.batches else _core.RUNNING
+
+    def scores(self, order: np.ndarray | None, rows: int) -> dict[str, float]:
+        y = self.data.y[:rows] if order is None else self.data.y[order[:rows]]
+        return {name: float(metric(y, self.outputs[:rows])) for name, metric in self.metrics.items()}
+
+
+class _Recovery:
+    """The way back to the last finite parameters: training is deterministic, so a snapshot and a list of what was run since are enough.
+
+    A snapshot is taken about once a second, or rarer where copying would cost more than 2 % of the time.
+    """
+
+    INTERVAL, SHARE, LOG_BYTES = 1.0, 0.02, 64 << 20
+
+    def __init__(self, run: Any, held: Sequence[np.ndarray]):
+        self.run, self.held = run, held
+        self.stale = True   # somebody else may have written to the parameters
+
+    def prepare(self) -> None:
+        """Before every slice."""
+        if self.stale or time.monotonic() >= self.due or self.bytes > self.LOG_BYTES:
+            begin = time.monotonic()
+            self.copies = [array.copy() for array in self.held]
+            self.counters = self.run.run.steps, self.run.run.dropout_step
+            self.log: list[tuple[np.ndarray | None, np.ndarray, int, int]] = []
+            self.bytes, self.stale = 0, False
+            end = time.monotonic()
+            self.due = end + max(self.INTERVAL, (end - begin) / self.SHARE)
+
+    def ran(self, order: np.ndarray | None, rates: np.ndarray, first: int, last: int) -> None:
+        """Batches [first, last) of an epoch are done."""
+        if self.log and self.log[-1][0] is order and self.log[-1][1] is rates and self.log[-1][3] == first:
+            self.log[-1] = (order, rates, self.log[-1][2], last)
+        else:
+            self.log.append((order, rates, first, last))
+            self.bytes += rates.nbytes + (0 if order is None else order.nbytes)
+
+    def restore(self) -> None:
+        """Back to the snapshot, and from there again through everything that ran."""
+        for array, copy in zip(self.held, self.copies, strict=True):
+            array[...] = copy
+        self.run.rewind(*self.counters)
+        for order, rates, first, last in self.log:
+            if last > first:
+                self.run.start(order, rates, first)
+                self.run.advance(math.inf, last - first)
+
+
+# ---- fit -----------------------------------------------------------------------------------------------------------------------------------
+
+def _progress(progress: Any, total: int) -> Any:
+    if progress not in ("auto", True, False):
+        raise ValueError(f"progress must be 'auto', True or False, got {progress!r}")
+    if progress == "auto":
+        progress = sys.stderr is not None and sys.stderr.isatty()
+    if not progress:
+        return None
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="batch", dynamic_ncols=True, mininterval=0.1)
+
+
+def _call(callbacks: Sequence[Any], event: str, *arguments: Any) -> bool:
+    """Calls every callback that has this method; True when one asked to stop."""
+    stop = False
+    for callback in callbacks:
+        method = getattr(callback, event, None)
+        if method is not None:
+            stop |= method(*arguments) is True
+    return stop
+
+
+def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: int, batch_size: int, shuffle: bool, seed: Any,
+        sample_weight: Any, validation_data: Any, metrics: Iterable[Metric], callbacks: Iterable[Any], clip_norm: float | None,
+        progress: Any) -> History:
+    """See Model.fit."""
+    _check_loss(model, loss)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be an optimizer such as fb.SGD(lr=0.1), got {arrays.describe(optimizer)}")
+    epochs = arrays.integer("epochs", epochs, least=0)
+    batch_size = arrays.integer("batch_size", batch_size, least=1)
+    shuffle = arrays.flag("shuffle", shuffle)
+    clip = 0.0 if clip_norm is None else arrays.number("clip_norm", clip_norm, low=0, open_low=True)
+    callbacks = list(callbacks)
+    named = _metrics(metrics, loss)
+    rng = arrays.generator(seed)
+    data = _Data(model, loss, x, y, sample_weight)
+    validation = None
+    if validation_data is not None:
+        if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
+            raise TypeError(f"validation_data must be (x, y) or (x, y, sample_weight), got {arrays.describe(validation_data)}")
+        xv, yv, *wv = validation_data
+        validation = _Data(model, loss, xv, yv, *(wv or [None]), names=("validation_data[0]", "validation_data[1]"))
+    batch_size = min(batch_size, len(data))
+    batches = -(-len(data) // batch_size)
+    bar = _progress(progress, epochs * batches)
+
+    history = History()
+    run: Any = None
+    try:
+        with model.in_use:
+            optimizer.bind(model)
+            model.optimizer = optimizer
+            run = (_NativeRun if isinstance(loss, Loss) else _PythonRun)(model, loss, optimizer, data, batch_size, clip, named)
+            recovery = _Recovery(run, (model.flat_parameters, *optimizer.state))
+            watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
+            _call(callbacks, "on_train_begin", model)
+            stop = False
+            for epoch in range(epochs):
+                _call(callbacks, "on_epoch_begin", model, epoch, {})
+                recovery.stale |= bool(callbacks)
+                order, rates = _order(rng, len(data), shuffle), optimizer.rates(batches)
+                run.start(order, rates)
+                status = _core.RUNNING
+                while status == _core.RUNNING and not stop:
+                    recovery.prepare()
+                    first = run.run.batch
+                    status = run.advance(SLICE, 1 if watched else 0)
+                    optimizer.steps = run.run.steps
+                    if status in (_core.LOSS_NOT_FINITE, _core.PARAMETER_NOT_FINITE):
+                        _diverged(status, run, recovery, order, rates, first, epoch, epochs)
+                    recovery.ran(order, rates, first, run.run.batch)
+                    if bar is not None:
+                        rows = min(run.run.batch * batch_size, len(data))
+                        bar.set_description_str(f"epoch {epoch + 1}/{epochs}", refresh=False)
+                        bar.set_postfix_str(f"loss {run.run.loss_sum / rows:.4g}", refresh=False)
+                        bar.update(run.run.batch - first)
+                    if watched:
+                        stop = _call(callbacks, "on_batch_end", model, run.run.batch - 1, {"loss": run.run.last_loss})
+                        recovery.stale = True
+                        rates[run.run.batch :] = optimizer.rates(batches - run.run.batch)
+                rows = min(run.run.batch * batch_size, len(data))
+                logs = {"loss": run.run.loss_sum / rows} | run.scores(order, rows)
+                if validation is not None:
+                    logs |= {f"val_{name}": value for name, value in _evaluate(model, validation, loss, named).items()}
+                history.append(logs)
+                stop |= _call(callbacks, "on_epoch_end", model, epoch, logs)
+                if stop:
+                    break
+            _call(callbacks, "on_train_end", model)
+    finally:
+        if run is not None:
+            optimizer.steps, model.steps = run.run.steps, run.run.dropout_step
+            model.optimizer = None
+            model.parameters_changed()
+        if bar is not None:
+            bar.close()
+    return history
+
+
+def _diverged(status: int, run: Any, recovery: _Recovery, order: np.ndarray | None, rates: np.ndarray, first: int, epoch: int, epochs: int) -> None:
+    """Leaves the model as it was before the step that broke it, and raises."""
+    loss = run.run.last_loss
+    batch = run.run.batch
+    reason = f"the loss is {loss}"
+    if status == _core.PARAMETER_NOT_FINITE:
+        batch -= 1   # its update had been made
+        recovery.ran(order, rates, first, batch)
+        recovery.restore()
+        reason = f"a parameter became infinite or NaN after a loss of {loss}"
+    raise FloatingPointError(f"training diverged in epoch {epoch + 1} of {epochs}, batch {batch + 1} of {len(rates)}: {reason}. The model has the last finite "
+                             "parameters, those before this batch. A smaller learning rate or clip_norm may help")
+
+
+def _evaluate(model: Any, data: _Data, loss: Any, metrics: dict[str, Metric]) -> dict[str, float]:
+    prediction = model.predict(data.x)
+    if isinstance(loss, Loss):
+        value = loss.rule(prediction.shape[1]).value(prediction, data.t, data.label, data.weight, None)
+    else:
+        value = float(loss.value_and_grad(prediction, data.y, *(() if data.weight is None else (data.weight,)))[0])
+    return {"loss": value} | _scores(metrics, loss, data.y, data.t, data.label, prediction)
+
+
+def evaluate(model: Any, x: Any, y: Any, *, loss: Any, metrics: Iterable[Metric], sample_weight: Any) -> dict[str, float]:
+    """See Model.evaluate."""
+    _check_loss(model, loss)
+    named = _metrics(metrics, loss)
+    return _evaluate(model, _Data(model, loss, x, y, sample_weight), loss, named)
