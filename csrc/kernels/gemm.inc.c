@@ -15,35 +15,33 @@ enum { MR = 6, NV = 2 };
 #define NR (NV * (int)VL)
 enum { MC = MR * 16, NC = 1024 };
 
-/* Transposing when the source runs along k, copying when it runs along n. */
+/* Copies when the source runs along n, transposes when it runs along k. */
 static void pack(ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst)
 {
+    ptrdiff_t j = 0;
     if (col == 1) {
-        for (ptrdiff_t p = 0; p < k; p++) {
-            ptrdiff_t j = 0;
-            for (; j < n; j++) dst[p * width + j] = src[p * row + j];
-            for (; j < width; j++) dst[p * width + j] = 0;
-        }
+        if (n == NR && width == NR)   /* the whole panels of B and A, with widths that the compiler knows */
+            for (ptrdiff_t p = 0; p < k; p++)
+                for (j = 0; j < NR; j++) dst[p * NR + j] = src[p * row + j];
+        else if (n == MR && width == MR)
+            for (ptrdiff_t p = 0; p < k; p++)
+                for (j = 0; j < MR; j++) dst[p * MR + j] = src[p * row + j];
+        else
+            for (ptrdiff_t p = 0; p < k; p++) {
+                for (j = 0; j < n; j++) dst[p * width + j] = src[p * row + j];
+                for (; j < width; j++) dst[p * width + j] = 0;
+            }
         return;
     }
-    enum { T = 8 };   /* a T x T patch keeps both sides in the first cache */
-    for (ptrdiff_t j = 0; j < n; j += T)
-        for (ptrdiff_t p = 0; p < k; p += T) {
-            const ptrdiff_t jn = n - j < T ? n - j : T, pn = k - p < T ? k - p : T;
-            if (jn == T && pn == T) {
-                real patch[T][T];
-                for (int b = 0; b < T; b++)
-                    for (int a = 0; a < T; a++) patch[a][b] = src[(p + a) * row + (j + b) * col];
-                for (int a = 0; a < T; a++)
-                    for (int b = 0; b < T; b++) dst[(p + a) * width + j + b] = patch[a][b];
-            } else {
-                for (ptrdiff_t a = 0; a < pn; a++)
-                    for (ptrdiff_t b = 0; b < jn; b++) dst[(p + a) * width + j + b] = src[(p + a) * row + (j + b) * col];
-            }
-        }
-    if (n < width)
-        for (ptrdiff_t p = 0; p < k; p++)
-            for (ptrdiff_t j = n; j < width; j++) dst[p * width + j] = 0;
+    for (; j + PATCH <= n; j += PATCH) {
+        ptrdiff_t p = 0;
+        if (row == 1)
+            for (; p + PATCH <= k; p += PATCH) v_transpose(src + j * col + p, col, dst + p * width + j, width);
+        for (; p < k; p++)
+            for (int i = 0; i < PATCH; i++) dst[p * width + j + i] = src[p * row + (j + i) * col];
+    }
+    for (; j < width; j++)
+        for (ptrdiff_t p = 0; p < k; p++) dst[p * width + j] = j < n ? src[p * row + j * col] : 0;
 }
 
 /* One tile of `mr` rows and `nv` vectors, both compile-time constants where this is inlined. nr: columns that exist. */

@@ -157,6 +157,62 @@ static ALWAYS_INLINE vreal v_copysign(vreal magnitude, vreal sign)
     return (vreal)(((vint)magnitude & ~bit) | ((vint)sign & bit));
 }
 
+/* ---- transposing a PATCH x PATCH square: dst[i][j] = src[j][i], rows `from` and `to` elements apart ------------------- */
+
+#if VBYTES >= 32 && !defined(FBP_DOUBLE)
+enum { PATCH = 8 };
+#elif VBYTES >= 32 || !defined(FBP_DOUBLE)
+enum { PATCH = 4 };
+#else
+enum { PATCH = 2 };
+#endif
+typedef real vpatch __attribute__((vector_size(PATCH * sizeof(real))));
+typedef real vpatch_unaligned __attribute__((vector_size(PATCH * sizeof(real)), aligned(sizeof(real)), may_alias));
+
+static ALWAYS_INLINE void v_transpose(const real *src, ptrdiff_t from, real *dst, ptrdiff_t to)
+{
+    vpatch r[PATCH], t[PATCH];
+    for (int i = 0; i < PATCH; i++) r[i] = *(const vpatch_unaligned *)(src + i * from);
+#if VBYTES >= 32 && !defined(FBP_DOUBLE)   /* pairs, then quadruples within each half, then the halves */
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int h = 0; h < 2; h++) {
+            r[i + 2 * h] = __builtin_shufflevector(t[i + h], t[i + 2 + h], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[i + 2 * h + 1] = __builtin_shufflevector(t[i + h], t[i + 2 + h], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        t[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+#elif VBYTES >= 32
+    for (int i = 0; i < 4; i += 2) {
+        r[i] = __builtin_shufflevector(t[i] = r[i], r[i + 1], 0, 4, 2, 6);
+        r[i + 1] = __builtin_shufflevector(t[i], r[i + 1], 1, 5, 3, 7);
+    }
+    for (int i = 0; i < 2; i++) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 2], 0, 1, 4, 5);
+        t[i + 2] = __builtin_shufflevector(r[i], r[i + 2], 2, 3, 6, 7);
+    }
+#elif !defined(FBP_DOUBLE)
+    for (int i = 0; i < 4; i += 2) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 4, 1, 5);
+        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 6, 3, 7);
+    }
+    for (int i = 0; i < 2; i++) r[i] = t[i], r[i + 2] = t[i + 2];
+    for (int i = 0; i < 2; i++) {
+        t[2 * i] = __builtin_shufflevector(r[i], r[i + 2], 0, 1, 4, 5);
+        t[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 2], 2, 3, 6, 7);
+    }
+#else
+    t[0] = __builtin_shufflevector(r[0], r[1], 0, 2);
+    t[1] = __builtin_shufflevector(r[0], r[1], 1, 3);
+#endif
+    for (int i = 0; i < PATCH; i++) *(vpatch_unaligned *)(dst + i * to) = t[i];
+}
+
 /* ---- reductions: always over LANES accumulators in one fixed tree, whatever the vector width ----------------------- */
 
 enum { LANES = 16 };

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 import fastbp as fb
+from fastbp import runtime
 from fastbp._numpy_trainer import NumpyTrainer
 from fastbp.datasets import load_digits
 
@@ -152,8 +153,10 @@ def _gallery(images, labels, answers, right=6, wrong=2):
 
 
 def _engine():
-    config = fb.show_config()
-    return f"fastbp {config}"
+    facts = runtime.config()
+    others = ", ".join(name for name in facts["instruction sets available"] if name != facts["instruction set"])
+    return (f"fastbp {facts['version']}, {facts['instruction set']}{f' (also {others})' if others else ''}, "
+            f"threads {facts['threads']}, OpenMP {facts['OpenMP']}, {facts['compiler']}")
 
 
 def _parser():

@@ -195,11 +195,14 @@ def _tensors(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _check_sizes(config: Any, elements: int) -> None:
-    """Refuse a config whose layers have more weights than the file holds, before any is allocated."""
+    """Refuse a config whose layers have more weights than the file holds, before any is allocated.
+
+    A layer has in_features * out_features of them, but none of its own when it is the "same_as" another.
+    """
     pending, declared = [config], 0
     while pending:
         value = pending.pop()
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value.get("same_as") is None:
             sizes = value.get("in_features"), value.get("out_features")
             if all(isinstance(size, int) for size in sizes):
                 declared += abs(sizes[0] * sizes[1])
