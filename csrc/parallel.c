@@ -133,7 +133,7 @@ double fbp_set_grain(double multiply_adds)
 int fbp_threads_for(double work)
 {
     const double most = grain > 0 ? work / grain : 1e9;
-    if (most < 2 || fork_count) return 1;   /* a forked child never enters OpenMP */
+    if (most < 2 || fork_count) return 1;
     const int limit = fbp_thread_limit();
     return most < limit ? (int)most : limit;
 }
@@ -155,7 +155,7 @@ static void run_member(int part, int parts, fbp_team *team, enum fbp_subnormals 
 void fbp_run_team(int threads, enum fbp_subnormals mode, void (*body)(const fbp_worker *, void *), void *argument)
 {
 #ifdef _OPENMP
-    if (threads > 1) {
+    if (threads > 1 && !fork_count) {   /* a forked child never enters OpenMP, not even for a run begun before the fork */
         fbp_team team = {.threads = threads, .patience = threads <= available_cores() ? 2000 : 20};
         #pragma omp parallel num_threads(threads)
         {

@@ -35,9 +35,11 @@
 #ifdef FBP_DOUBLE
 typedef double real;
 typedef int64_t ireal;
+typedef uint64_t ureal;
 #else
 typedef float real;
 typedef int32_t ireal;
+typedef uint32_t ureal;
 #endif
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -45,6 +47,7 @@ typedef int32_t ireal;
 
 typedef real vreal __attribute__((vector_size(VBYTES)));
 typedef ireal vint __attribute__((vector_size(VBYTES)));
+typedef ureal vuint __attribute__((vector_size(VBYTES)));
 typedef real vreal_unaligned __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_alias));
 
 /* ---- loads and stores: no alignment needed; *_n touch the first n < VL elements only ---------------------------- */

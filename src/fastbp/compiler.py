@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from . import _core, layers
+from . import _core
 
 PREDICT_ROWS = 256   # rows that one thread takes through all layers at a time
 IDENTITY = _core.ACTIVATIONS["identity"]
@@ -19,9 +20,9 @@ IDENTITY = _core.ACTIVATIONS["identity"]
 
 @dataclass(frozen=True)
 class Node:
-    """A layer applied to other nodes; an input has no layer. width: features, known once the graph is checked."""
+    """A layer (graph.Layer says what the compiler reads of it) applied to other nodes; an input has none. width: output features."""
 
-    layer: layers.Layer | None
+    layer: Any
     reads: tuple[int, ...]
     width: int
 
@@ -35,7 +36,7 @@ class _Op:
     y: int
     function: str = "identity"
     alpha: float = 0.0
-    layer: layers.Layer | None = None   # the owner of the parameters
+    layer: Any = None   # the owner of the parameters
     stream: int = 0
 
 
@@ -58,13 +59,13 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
             same[y] = y
             continue
         x = same[node.reads[0]]
-        if isinstance(layer, layers.Identity) or (isinstance(layer, layers.Dropout) and (not training or layer.p == 0)):
+        if layer.operation == "identity" or (layer.operation == "dropout" and (not training or layer.alpha == 0)):
             same[y] = x
             continue
         same[y] = y
-        if isinstance(layer, layers.Linear):
+        if layer.operation == "dense":
             operation = _Op("dense", x, y, layer=layer)
-        elif isinstance(layer, layers.Activation):
+        elif layer.operation == "activation":
             producer = made_by.get(x)
             fusible = producer is not None and operations[producer].kind == "dense" and operations[producer].function == "identity"
             if fusible and readers[node.reads[0]] == 1 and readers[x] == 1 and not (training and layer.derivative_from == "input"):
@@ -72,12 +73,8 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
                 made_by[y] = producer
                 continue
             operation = _Op("activation", x, y, layer.function, layer.alpha)
-        elif isinstance(layer, layers.Softmax):
-            operation = _Op("softmax", x, y)
-        elif isinstance(layer, layers.Dropout):
-            operation = _Op("dropout", x, y, alpha=layer.p, stream=y)
         else:
-            raise TypeError(f"no operation for {layer!r}")
+            operation = _Op(layer.operation, x, y, alpha=layer.alpha, stream=y)
         made_by[y] = len(operations)
         operations.append(operation)
     return operations, same[output]
@@ -99,7 +96,7 @@ def _plan(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> tup
 
 
 def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capacity: int, training: bool,
-                  places: Mapping[layers.Layer, tuple[int, int]], parameters: int, input_gradient: bool = False) -> _core.Program:
+                  places: Mapping[Any, tuple[int, int]], parameters: int, input_gradient: bool = False) -> _core.Program:
     """The program that computes node `output` of `nodes` from its input, for at most `capacity` rows at once.
 
     places: layer -> offsets of weight and bias (-1: none) in the flat parameters, which have `parameters` elements.

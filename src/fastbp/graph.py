@@ -9,29 +9,58 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _core, arrays, compiler, init, layers, training
+from . import _core, arrays, compiler, init
 from .compiler import Node
-from .optim import Optimizer
 from .runtime import InUse
 
-TRAIN, PREDICT = "train", "predict"
+if TYPE_CHECKING:
+    from .optim import Optimizer
+    from .training import History
+
+
+class Layer:
+    """A description of one step of a computation. It holds hyper-parameters and no arrays; a model gives it parameters.
+
+    For the compiler a layer is its `operation`: "dense" (with in_features, out_features, bias, init), "activation" (elementwise), "softmax",
+    "dropout" (probability alpha) or "identity". An activation names its kernel in `function` and its parameter in `alpha`;
+    `derivative_from` says whether f' comes from the output (then it fuses into the layer before it) or needs the input kept.
+    """
+
+    operation: str
+    function = "identity"
+    alpha = 0.0
+    derivative_from = "output"
+
+    def width(self, inputs: int | None) -> int | None:
+        """Output features for `inputs` features; None while they are unknown. ValueError when the layer cannot take them."""
+        return inputs
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data."""
+        return {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config().items())})"
+
+
+KINDS: dict[str, type[Layer]] = {}   # what a model file may name; filled by layers.py
 
 
 class Model:
     """A graph with parameters. Made by its subclasses; not safe for simultaneous training from several threads (RuntimeError), safe for
     simultaneous `predict`."""
 
-    def __init__(self, nodes: list[Node], names: Mapping[layers.Layer, str], dtype: Any, seed: Any):
+    def __init__(self, nodes: list[Node], names: Mapping[Layer, str], dtype: Any, seed: Any):
         self.nodes = tuple(nodes)
         self.output = len(nodes) - 1
         self._names = dict(names)
         self._dtype = arrays.dtype_of(dtype)
         rng = arrays.generator(seed)
-        self.seed = int(rng.integers(2**63)) if seed is None or isinstance(seed, np.random.Generator) else int(seed)
+        self.seed = int(rng.integers(2**63)) if seed is None or isinstance(seed, np.random.Generator) else _counter("seed", seed)
         self.steps = 0   # training passes made: what dropout's bits depend on beside the seed
         self.optimizer: Optimizer | None = None   # the one of the running fit
         self._lay_out()
@@ -42,7 +71,7 @@ class Model:
         """Offsets of every parameter in the flat arrays, and the arrays."""
         unit = arrays.ALIGNMENT // self._dtype.itemsize
         self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}   # name -> offset, shape
-        self._places: dict[layers.Layer, tuple[int, int]] = {}
+        self._places: dict[Layer, tuple[int, int]] = {}
         size = 0
         for layer, name in self._names.items():
             offsets = []
@@ -219,7 +248,7 @@ class Model:
 
     def fit(self, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: int = 1, batch_size: int = 32, shuffle: bool = True, seed: Any = None,
             sample_weight: Any = None, validation_data: Any = None, metrics: Iterable[str | Callable[..., float]] = (), callbacks: Iterable[Any] = (),
-            clip_norm: float | None = None, progress: Any = "auto") -> training.History:
+            clip_norm: float | None = None, progress: Any = "auto") -> History:
         """Trains by minibatch gradient descent (MATH.md S20-S22) and returns a History.
 
         x (n, in), y: what the loss wants, n rows. batch_size above n means n; the last batch is smaller, and its mean is over its own rows. One
@@ -231,12 +260,16 @@ class Model:
         FloatingPointError when the loss or a parameter turns non-finite, leaving the last finite parameters, RuntimeError when the model is being
         trained already or the optimizer belongs to another. Ctrl-C arrives between two steps.
         """
+        from . import training
+
         return training.fit(self, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, shuffle=shuffle, seed=seed,
                             sample_weight=sample_weight, validation_data=validation_data, metrics=metrics, callbacks=callbacks, clip_norm=clip_norm,
                             progress=progress)
 
     def evaluate(self, x: Any, y: Any, *, loss: Any, metrics: Iterable[str | Callable[..., float]] = (), sample_weight: Any = None) -> dict[str, float]:
         """{"loss": ..., metric: ...} over the whole of x, in evaluation mode."""
+        from . import training
+
         return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -255,15 +288,15 @@ class Sequential(Model):
     parameters. Raises ValueError for no layers or widths that do not fit, TypeError for what is no layer, MemoryError for sizes that cannot be had.
     """
 
-    def __init__(self, *layer: layers.Layer, dtype: Any = "float32", seed: Any = None):
+    def __init__(self, *layer: Layer, dtype: Any = "float32", seed: Any = None):
         if not layer:
             raise ValueError("Sequential needs at least one layer, got none")
         for i, item in enumerate(layer):
-            if not isinstance(item, layers.Layer):
+            if not isinstance(item, Layer):
                 hint = " (make an instance: Layer())" if isinstance(item, type) else ""
                 raise TypeError(f"layer {i} must be a layer such as fb.Linear(4, 2), got {arrays.describe(item)}{hint}")
         self.layers = layer
-        first = next((item for item in layer if isinstance(item, layers.Linear)), None)
+        first = next((item for item in layer if item.operation == "dense"), None)
         width = first.in_features if first is not None else None
         nodes, names = [Node(None, (), width or 0)], {}
         for i, item in enumerate(layer):
@@ -272,7 +305,7 @@ class Sequential(Model):
             except ValueError as error:
                 raise ValueError(f"layer {i} does not fit the layer before it: {error}") from None
             nodes.append(Node(item, (i,), width or 0))
-            if isinstance(item, layers.Linear):
+            if item.operation == "dense":
                 names.setdefault(item, str(i))
         super().__init__(nodes, names, dtype, seed)
 
@@ -289,7 +322,7 @@ class Sequential(Model):
         for i, (item, node) in enumerate(zip(self.layers, self.nodes[1:], strict=True)):
             own = {name: shape for name, (_, shape) in self._shapes.items() if name.split(".")[0] == str(i)}
             arguments = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in item.config().values()
-                                  if isinstance(value, float)) if not isinstance(item, layers.Linear) else f"{item.in_features}, {item.out_features}"
+                                  if isinstance(value, float)) if item.operation != "dense" else f"{item.in_features}, {item.out_features}"
             rows.append((str(i), f"{type(item).__name__}({arguments})", f"(B, {node.width or 'in'})", f"{sum(int(np.prod(s)) for s in own.values()):,}" if own else ""))
         header = ("", "layer", "output", "parameters")
         widths = [max(len(row[c]) for row in (header, *rows)) for c in range(4)]
@@ -305,21 +338,26 @@ class Sequential(Model):
 
 
 def model_from_config(config: Mapping[str, Any]) -> Model:
-    """The model that `config()` describes, with zero parameters. ValueError for an unknown kind, TypeError and ValueError as the constructors."""
+    """The model that `config()` describes, with initial parameters. ValueError for an unknown kind, TypeError and ValueError as the constructors."""
     if config.get("kind") != "Sequential":
         raise ValueError(f"kind must be 'Sequential', got {config.get('kind')!r}")
-    chain: list[layers.Layer] = []
+    chain: list[Layer] = []
     for item in config["layers"]:
         arguments = dict(item)
         kind, same_as = arguments.pop("kind"), arguments.pop("same_as", None)
         if same_as is not None:
             chain.append(chain[arrays.integer("same_as", same_as, least=0)])
             continue
-        if kind not in layers.KINDS:
-            raise ValueError(f"layer kind must be one of {', '.join(layers.KINDS)}, got {kind!r}")
-        if kind == "Linear":
-            arguments["init"] = "zeros"   # the weights follow
-        chain.append(layers.KINDS[kind](**arguments))
+        if kind not in KINDS:
+            raise ValueError(f"layer kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        chain.append(KINDS[kind](**arguments))
     model = Sequential(*chain, dtype=config["dtype"], seed=0)
-    model.seed, model.steps = arrays.integer("seed", config["seed"], least=0), arrays.integer("steps", config["steps"], least=0)
+    model.seed, model.steps = _counter("seed", config["seed"]), _counter("steps", config["steps"])
     return model
+
+
+def _counter(name: str, value: Any) -> int:
+    """An integer that fits 64 bits without a sign."""
+    if arrays.integer(name, value, least=0) >= 2**64:
+        raise ValueError(f"{name} must be below 2**64, got {value}")
+    return int(value)

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays
+from . import arrays, graph
 
 __all__ = ["load", "save"]
 
@@ -122,13 +122,11 @@ def load(path: _Path) -> Any:
 
 
 def _deserialise(data: bytes) -> Any:
-    from .graph import model_from_config
-
     document = _document(data)
     tensors = _tensors(data)
     _check_sizes(document["config"], sum(tensor.size for tensor in tensors.values()))
     try:
-        model = model_from_config(document["config"])
+        model = graph.model_from_config(document["config"])
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError) as error:
         raise _Malformed(f"its config describes no model ({type(error).__name__}: {error})") from error
     _check_tensors(tensors, model.parameters)

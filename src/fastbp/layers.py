@@ -1,4 +1,4 @@
-"""Layers: descriptions of what a network computes. They hold hyper-parameters and no arrays; a model gives them parameters.
+"""Layers: descriptions of what a network computes (see graph.Layer).
 
 Examples are rows: x (B, in) -> (B, out). Names, defaults and formulas are those of torch.nn.
 """
@@ -8,21 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import arrays, init as initialisers
-
-
-class Layer:
-    """What every layer tells the model: its output width for an input width, and its constructor's arguments."""
-
-    def width(self, inputs: int | None) -> int | None:
-        """Output features for `inputs` features; None while they are unknown. ValueError when the layer cannot take them."""
-        return inputs
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain data."""
-        return {}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config().items())})"
+from .graph import KINDS, Layer
 
 
 class Linear(Layer):
@@ -35,6 +21,8 @@ class Linear(Layer):
     Raises TypeError for features that are not integers or a bias that is not a bool, ValueError for features below 1 and
     unknown initialisers.
     """
+
+    operation = "dense"
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, init: initialisers.Initialiser = "default"):
         self.in_features = arrays.integer("in_features", in_features, least=1)
@@ -54,19 +42,16 @@ class Linear(Layer):
                 "init": self.init if named else "default"}
 
 
-class Activation(Layer):
-    """An elementwise function. `function` names its kernel; `alpha` is its parameter; `derivative_from` says whether f' comes from
-    the output (then it fuses into the layer before it) or needs the input kept."""
-
-    function: str
-    derivative_from = "output"
-    alpha = 0.0
-
-
-class Identity(Activation):
+class Identity(Layer):
     """y = x"""
 
-    function = "identity"
+    operation = "identity"
+
+
+class Activation(Layer):
+    """An elementwise function."""
+
+    operation = "activation"
 
 
 class ReLU(Activation):
@@ -132,6 +117,8 @@ class ELU(Activation):
 class Softmax(Layer):
     """y_j = e^(x_j) / Σ e^(x_k) over the features of a row; dx = y (dy - Σ dy y)."""
 
+    operation = "softmax"
+
 
 class Dropout(Layer):
     """In training y = x m / (1 - p) with m = 1 with probability 1 - p, else 0; the identity in predict and evaluate.
@@ -140,12 +127,13 @@ class Dropout(Layer):
     threads. 0 <= p <= 1, as torch.nn.Dropout (p = 1 gives zeros).
     """
 
+    operation = "dropout"
+
     def __init__(self, p: float = 0.5):
-        self.p = arrays.number("p", p, low=0, high=1)
+        self.alpha = self.p = arrays.number("p", p, low=0, high=1)
 
     def config(self) -> dict[str, Any]:
         return {"p": self.p}
 
 
-KINDS: dict[str, type[Layer]] = {kind.__name__: kind for kind in (
-    Linear, Identity, ReLU, LeakyReLU, Sigmoid, Tanh, Softplus, GELU, SiLU, ELU, Softmax, Dropout)}
+KINDS.update({kind.__name__: kind for kind in (Linear, Identity, ReLU, LeakyReLU, Sigmoid, Tanh, Softplus, GELU, SiLU, ELU, Softmax, Dropout)})

@@ -53,7 +53,7 @@ class Loss:
 
     def _evaluate(self, prediction: Any, target: Any, sample_weight: Any, gradient: bool) -> tuple[float, np.ndarray | None]:
         p = arrays.real("prediction", prediction)
-        dtype = np.dtype(np.float32 if p.dtype == np.float32 else np.float64)
+        dtype = np.dtype(np.float32 if p.dtype.kind == "f" and p.dtype.itemsize == 4 else np.float64)
         p = arrays.matrix("prediction", p, dtype)
         rows, outputs = p.shape
         if rows == 0:

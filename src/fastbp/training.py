@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from . import _core, arrays
-from .layers import Identity, Sigmoid, Softmax
 from .losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, Loss
 from .optim import Optimizer
 
@@ -86,6 +85,13 @@ def _order(rng: np.random.Generator, rows: int, shuffle: bool) -> np.ndarray | N
     return rng.permutation(rows).astype(np.int64, copy=False) if shuffle else None
 
 
+def _sequence(name: str, value: Iterable[Any]) -> list[Any]:
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence, got {arrays.describe(value)}") from None
+
+
 # ---- metrics ---------------------------------------------------------------------------------------------------------------------------
 
 Metric = str | Callable[[np.ndarray, np.ndarray], float]
@@ -95,6 +101,7 @@ def _metrics(metrics: Iterable[Metric], loss: Any) -> dict[str, Metric]:
     """name -> metric, checked against what the loss can say."""
     if isinstance(metrics, str):
         raise TypeError(f"metrics must be a sequence such as ('accuracy',), got the string {metrics!r}")
+    metrics = _sequence("metrics", metrics)
     named: dict[str, Metric] = {}
     for metric in metrics:
         if metric == "accuracy":
@@ -104,7 +111,7 @@ def _metrics(metrics: Iterable[Metric], loss: Any) -> dict[str, Metric]:
         elif callable(metric):
             named[getattr(metric, "__name__", type(metric).__name__)] = metric
         else:
-            raise ValueError(f"metrics must hold 'accuracy' or callables (target, prediction) -> float, got {metric!r}")
+            raise (ValueError if isinstance(metric, str) else TypeError)(f"metrics must hold 'accuracy' or callables (target, prediction) -> float, got {metric!r}")
     return named
 
 
@@ -119,7 +126,7 @@ def _scores(metrics: dict[str, Metric], loss: Any, y: np.ndarray, t: np.ndarray 
 def _check_loss(model: Any, loss: Any) -> None:
     if not callable(getattr(loss, "value_and_grad", None)):
         raise TypeError(f"loss must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(loss)}")
-    if isinstance(loss, CrossEntropyLoss) and isinstance(_last(model)[0], Softmax):
+    if isinstance(loss, CrossEntropyLoss) and getattr(_last(model)[0], "operation", None) == "softmax":
         raise ValueError("loss: CrossEntropyLoss expects logits, but the model ends in Softmax; take that layer away (fb.kernels.softmax turns "
                          "predictions into probabilities)")
 
@@ -127,7 +134,7 @@ def _check_loss(model: Any, loss: Any) -> None:
 def _last(model: Any) -> tuple[Any, int]:
     """The model's last layer that does something, and its node."""
     node = model.output
-    while isinstance(model.nodes[node].layer, Identity):
+    while model.nodes[node].layer is not None and model.nodes[node].layer.operation == "identity":
         node = model.nodes[node].reads[0]
     return model.nodes[node].layer, node
 
@@ -142,7 +149,7 @@ class _Data:
         rows = len(self.x)
         if rows == 0:
             raise ValueError(f"{names[0]} must have at least one row, got {arrays.describe(self.x)}")
-        self.y = np.asarray(y)
+        self.y = arrays.real(names[1], y) if isinstance(loss, Loss) else np.asarray(y)   # a custom loss knows its targets itself
         if self.y.ndim == 0 or len(self.y) != rows:
             raise ValueError(f"{names[1]} must have as many rows as {names[0]}, {rows}, got {arrays.describe(self.y)}")
         arrays.require_finite(names[0], self.x)
@@ -161,7 +168,7 @@ class _NativeRun:
 
     def __init__(self, model: Any, loss: Loss, optimizer: Optimizer, data: _Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
         output, self._through_sigmoid = model.output, False
-        if isinstance(loss, BCELoss) and isinstance(_last(model)[0], Sigmoid):   # MATH.md §5: the pair in its simplified form, p - y
+        if isinstance(loss, BCELoss) and getattr(_last(model)[0], "function", None) == "sigmoid":   # MATH.md §5: the pair in its simplified form, p - y
             output, loss, self._through_sigmoid = model.nodes[_last(model)[1]].reads[0], BCEWithLogitsLoss(loss.reduction), True
         self.model, self.data, self.metrics = model, data, metrics
         program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], output=output)
@@ -303,6 +310,17 @@ def _progress(progress: Any, total: int) -> Any:
     return tqdm(total=total, unit="batch", dynamic_ncols=True, mininterval=0.1)
 
 
+EVENTS = ("on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_batch_end")
+
+
+def _callbacks(callbacks: Iterable[Any]) -> list[Any]:
+    callbacks = _sequence("callbacks", callbacks)
+    for callback in callbacks:
+        if not any(callable(getattr(callback, event, None)) for event in EVENTS):
+            raise TypeError(f"callbacks must have one of the methods {', '.join(EVENTS)}, got {arrays.describe(callback)}")
+    return callbacks
+
+
 def _call(callbacks: Sequence[Any], event: str, *arguments: Any) -> bool:
     """Calls every callback that has this method; True when one asked to stop."""
     stop = False
@@ -324,7 +342,7 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
     batch_size = arrays.integer("batch_size", batch_size, least=1)
     shuffle = arrays.flag("shuffle", shuffle)
     clip = 0.0 if clip_norm is None else arrays.number("clip_norm", clip_norm, low=0, open_low=True)
-    callbacks = list(callbacks)
+    callbacks = _callbacks(callbacks)
     named = _metrics(metrics, loss)
     rng = arrays.generator(seed)
     data = _Data(model, loss, x, y, sample_weight)

@@ -1,0 +1,276 @@
+"""The same bits: for every number of threads, batch, layout of the data, process and repetition."""
+import os
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+
+THREADS = (1, 2, 3, 4, 5, 7, 8, 16)
+MLP = [("Linear", 37, 41), ("ReLU",), ("Linear", 41, 19), ("Tanh",), ("Linear", 19, 5)]
+# (layers, loss, optimizer, rows, batch size, options of fit)
+TRAININGS = {
+    "sgd": (MLP, fb.CrossEntropyLoss, lambda: fb.SGD(0.1), 101, 32, {}),
+    "momentum": (MLP, fb.CrossEntropyLoss, lambda: fb.SGD(0.1, momentum=0.9, nesterov=True), 101, 32, {}),
+    "adam": (MLP, fb.CrossEntropyLoss, lambda: fb.Adam(weight_decay=0.1), 101, 32, {}),
+    "adamw clipped": (MLP, fb.CrossEntropyLoss, fb.AdamW, 101, 32, {"clip_norm": 0.5}),
+    "weighted": (MLP, fb.CrossEntropyLoss, lambda: fb.SGD(0.1), 101, 32, {"sample_weight": True}),
+    "validated": (MLP, fb.CrossEntropyLoss, lambda: fb.SGD(0.1), 101, 32,
+                  {"validation_data": True, "metrics": ("accuracy",)}),
+    "one row": (MLP, fb.CrossEntropyLoss, lambda: fb.SGD(0.01), 13, 1, {}),
+    "large batch": (MLP, fb.CrossEntropyLoss, lambda: fb.SGD(0.1), 2500, 1111, {}),
+    "dropout": ([("Linear", 37, 41), ("GELU",), ("Dropout", 0.3), ("Linear", 41, 5)],
+                fb.MSELoss, lambda: fb.SGD(0.1), 101, 32, {}),
+    "one output": ([("Linear", 37, 67), ("SiLU",), ("Linear", 67, 1)], fb.BCEWithLogitsLoss, fb.Adam, 301, 64, {}),
+    "one input": ([("Linear", 1, 130), ("Softplus",), ("Linear", 130, 3, False)],
+                  fb.HuberLoss, lambda: fb.SGD(0.1), 101, 32, {}),
+    "wide": ([("Linear", 70, 515), ("LeakyReLU",), ("Linear", 515, 130), ("ELU",), ("Linear", 130, 11)],
+             fb.L1Loss, fb.Adam, 160, 64, {}),
+    "sigmoid": ([("Linear", 37, 3), ("Sigmoid",)], fb.BCELoss, lambda: fb.SGD(0.1), 1001, 500, {}),
+    "softmax": ([("Linear", 37, 23), ("Softmax",), ("Linear", 23, 9), ("Softmax",)], fb.MSELoss, fb.Adam, 101, 32, {}),
+    "deep": ([("Linear", 16, 16), ("ReLU",)] * 6 + [("Linear", 16, 4)], fb.CrossEntropyLoss, fb.Adam, 101, 32, {}),
+}
+every_training = pytest.mark.parametrize("name", TRAININGS)
+
+
+def data(layers, loss, rows, dtype):
+    """x, y, sample weights: the same for every call"""
+    rng = np.random.default_rng(rows)
+    inputs = layers[0][1]
+    outputs = [layer for layer in layers if layer[0] == "Linear"][-1][2]
+    x = rng.normal(size=(rows, inputs)).astype(dtype)
+    y = rng.integers(0, outputs, rows) if loss is fb.CrossEntropyLoss else rng.random((rows, outputs)).astype(dtype)
+    return x, y, rng.random(rows).astype(dtype) + 0.1
+
+
+def train(build, fingerprint, name, dtype, arrange=lambda array: array):
+    """SHA-256 of parameters, optimizer state and history after three epochs on the arrays as arranged"""
+    layers, loss, make_optimizer, rows, batch_size, options = TRAININGS[name]
+    x, y, w = (arrange(array) for array in data(layers, loss, rows, dtype))
+    given = {"sample_weight": w, "validation_data": (x[:50], y[:50])}
+    options = {key: given[key] if value is True else value for key, value in options.items()}
+    model, optimizer = build(layers, dtype=dtype, seed=1), make_optimizer()
+    history = model.fit(x, y, loss=loss(), optimizer=optimizer, epochs=3, batch_size=batch_size, seed=2, **options)
+    return fingerprint(model.state_dict(), optimizer.state_dict(), history.history)
+
+
+# --- threads ------------------------------------------------------------------------------------------------
+
+
+@every_training
+def test_training_is_the_same_for_every_number_of_threads(build, fingerprint, no_grain, dtype, name):
+    hashes = {}
+    for threads in THREADS:
+        with fb.num_threads(threads):
+            hashes[threads] = train(build, fingerprint, name, dtype)
+    assert set(hashes.values()) == {hashes[1]}, hashes
+
+
+@every_training
+def test_training_is_the_same_with_and_without_grain(build, fingerprint, no_grain, dtype, name):
+    """Whether a step is divided is decided by its work; the result is not"""
+    from fastbp import _core
+
+    with fb.num_threads(4):
+        divided = train(build, fingerprint, name, dtype)
+        _core._set_grain(1 << 60)
+        whole = train(build, fingerprint, name, dtype)
+        _core._set_grain(1)
+    assert divided == whole
+
+
+def test_steps_are_the_same_for_every_number_of_threads(build, fingerprint, no_grain, dtype):
+    x, y, w = data(MLP, fb.CrossEntropyLoss, 300, dtype)
+
+    def step():
+        model, loss = build(MLP, dtype=dtype), fb.CrossEntropyLoss(label_smoothing=0.1)
+        out = model.forward(x)
+        value, dout = loss.value_and_grad(out, y, w)
+        dx = model.backward(dout)
+        scores = model.evaluate(x, y, loss=loss, metrics=("accuracy",))
+        return fingerprint(out, value, dout, dx, model.flat_gradients, model.predict(x), scores)
+
+    hashes = []
+    for threads in THREADS:
+        with fb.num_threads(threads):
+            hashes.append(step())
+    assert set(hashes) == {hashes[0]}
+
+
+COUNT = """
+import os, numpy as np, fastbp as fb
+from fastbp import _core
+_core._set_grain(1)
+model = fb.Sequential(fb.Linear(37, 41), fb.Linear(41, 5))
+before = len(os.listdir("/proc/self/task"))
+with fb.num_threads(16):
+    model.fit(np.ones((32, 37)), np.ones((32, 5)), loss=fb.MSELoss(), optimizer=fb.SGD(0.1))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads through /proc")
+def test_small_steps_without_grain_run_on_every_thread(fresh_process):
+    """Otherwise the tests of this section would prove nothing"""
+    assert int(fresh_process(COUNT)) == 15
+
+
+CHILD = """
+import hashlib, numpy as np, fastbp as fb
+from fastbp import _core
+_core._set_grain(1)
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(201, 37)), rng.integers(0, 5, 201)
+hashes = set()
+for threads in {threads}:
+    if threads:
+        fb.set_num_threads(threads)
+    model = fb.Sequential(fb.Linear(37, 41), fb.Tanh(), fb.Linear(41, 5), dtype="{dtype}", seed=0)
+    model.fit(x, y, loss=fb.CrossEntropyLoss(), optimizer=fb.Adam(), epochs=2, batch_size=64, seed=0)
+    hashes.add(hashlib.sha256(model.flat_parameters.tobytes()).hexdigest())
+print(*hashes)
+"""
+
+
+def test_training_is_the_same_in_fresh_processes(fresh_process, dtype):
+    code = CHILD.format(threads=(0,), dtype=dtype)
+    environments = [{}, {"FASTBP_NUM_THREADS": "1"}, {"FASTBP_NUM_THREADS": "7"}, {"OMP_NUM_THREADS": "3"}]
+    assert len({fresh_process(code, **environment) for environment in environments}) == 1
+
+
+def test_baseline_training_is_the_same_for_every_number_of_threads(fresh_process, dtype):
+    assert len(fresh_process(CHILD.format(threads=(1, 2, 3, 8), dtype=dtype), FASTBP_ISA="baseline").split()) == 1
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+PREDICTORS = {
+    "mlp": MLP,
+    "one output": [("Linear", 37, 1), ("Sigmoid",)],
+    "one input": [("Linear", 1, 70), ("GELU",), ("Linear", 70, 2)],
+    "wide": [("Linear", 70, 515), ("SiLU",), ("Linear", 515, 130), ("Softplus",), ("Linear", 130, 11), ("Softmax",)],
+    "long sums": [("Linear", 3001, 9, False), ("ELU",), ("Linear", 9, 3)],
+}
+
+
+@pytest.mark.parametrize("layers", PREDICTORS.values(), ids=PREDICTORS)
+def test_row_of_a_prediction_does_not_depend_on_its_batch(build, rng, no_grain, dtype, layers):
+    model = build(layers, dtype=dtype)
+    x = rng.normal(size=(1500, layers[0][1])).astype(dtype)
+    rows = np.concatenate([model.predict(x[i : i + 1]) for i in range(70)])
+    for n in range(1, 71):
+        np.testing.assert_array_equal(model.predict(x[:n]), rows[:n])
+        np.testing.assert_array_equal(model.predict(x[70 - n : 70]), rows[70 - n :])
+    for n in (127, 128, 129, 255, 257, 513, 1500):
+        np.testing.assert_array_equal(model.predict(x[:n])[:70], rows)
+
+
+@pytest.mark.parametrize("layers", PREDICTORS.values(), ids=PREDICTORS)
+def test_forward_equals_predict(build, rng, dtype, layers):
+    model = build(layers, dtype=dtype)
+    x = rng.normal(size=(33, layers[0][1]))
+    np.testing.assert_array_equal(model.forward(x), model.predict(x))
+
+
+def test_row_of_an_input_gradient_does_not_depend_on_its_batch(build, rng, no_grain, dtype):
+    model = build(MLP, dtype=dtype)
+    x, dy = rng.normal(size=(70, 37)).astype(dtype), rng.normal(size=(70, 5)).astype(dtype)
+
+    def gradient(rows):
+        model.forward(x[rows])
+        return model.backward(dy[rows])
+
+    singles = np.concatenate([gradient(slice(i, i + 1)) for i in range(70)])
+    for n in range(1, 71):
+        np.testing.assert_array_equal(gradient(slice(n)), singles[:n])
+
+
+def test_prediction_of_permuted_rows_is_permuted(build, rng, dtype):
+    model = build(MLP, dtype=dtype)
+    x = rng.normal(size=(200, 37))
+    order = rng.permutation(200)
+    np.testing.assert_array_equal(model.predict(x[order]), model.predict(x)[order])
+
+
+# --- layouts and repetition ---------------------------------------------------------------------------------
+
+
+def fortran(array):
+    return np.asfortranarray(array)
+
+
+def strided(array):
+    """Every second element of something larger, in every direction"""
+    padded = np.full([2 * n for n in array.shape], 99, array.dtype)
+    view = padded[tuple(slice(None, None, 2) for _ in array.shape)]
+    view[...] = array
+    return view
+
+
+def reversed_twice(array):
+    """Negative strides"""
+    backward = tuple(slice(None, None, -1) for _ in array.shape)
+    return np.ascontiguousarray(array[backward])[backward]
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def misaligned(array):
+    """At an odd address"""
+    raw = np.empty(array.nbytes + 1, np.uint8)
+    view = raw[1:].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+
+
+def byte_swapped(array):
+    return array.astype(array.dtype.newbyteorder())
+
+
+LAYOUTS = [fortran, strided, reversed_twice, read_only, misaligned, byte_swapped]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["sgd", "weighted", "validated", "one output", "one input", "sigmoid"])
+def test_training_is_the_same_for_every_layout(build, fingerprint, dtype, name, layout):
+    assert train(build, fingerprint, name, dtype, layout) == train(build, fingerprint, name, dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_steps_are_the_same_for_every_layout(build, dtype, layout):
+    x, y, w = data(MLP, fb.CrossEntropyLoss, 33, dtype)
+    plain, laid_out = build(MLP, dtype=dtype), build(MLP, dtype=dtype)
+    loss = fb.CrossEntropyLoss()
+    out = plain.forward(x)
+    np.testing.assert_array_equal(laid_out.forward(layout(x)), out)
+    np.testing.assert_array_equal(laid_out.predict(layout(x)), out)
+    value, dout = loss.value_and_grad(out, y, w)
+    assert loss.value_and_grad(layout(out), layout(y), layout(w))[0] == value
+    np.testing.assert_array_equal(loss.value_and_grad(layout(out), layout(y), layout(w))[1], dout)
+    np.testing.assert_array_equal(laid_out.backward(layout(dout)), plain.backward(dout))
+    np.testing.assert_array_equal(laid_out.flat_gradients, plain.flat_gradients)
+
+
+@pytest.mark.parametrize("offset", range(0, 64, 4))
+def test_prediction_does_not_depend_on_the_address(build, rng, offset):
+    model = build(MLP, dtype="float32")
+    x = rng.normal(size=(33, 37)).astype("float32")
+    raw = np.empty(x.nbytes + 64, np.uint8)
+    shifted = raw[offset : offset + x.nbytes].view("float32").reshape(x.shape)
+    shifted[...] = x
+    np.testing.assert_array_equal(model.predict(shifted), model.predict(x))
+
+
+@every_training
+def test_repeated_training_is_the_same(build, fingerprint, dtype, name):
+    assert len({train(build, fingerprint, name, dtype) for _ in range(3)}) == 1
+
+
+def test_wider_inputs_are_rounded_once_at_the_entry(build, rng):
+    model = build(MLP, dtype="float32")
+    x = rng.normal(size=(33, 37))
+    np.testing.assert_array_equal(model.predict(x), model.predict(x.astype("float32")))

@@ -1,0 +1,581 @@
+"""Training: fit, the loop it stands for, minibatches, History, seeds and divergence."""
+import collections
+import functools
+import math
+import re
+import time
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+import reference
+import tolerance
+
+MLP = [("Linear", 5, 9), ("Tanh",), ("Linear", 9, 7), ("ReLU",), ("Linear", 7, 3)]
+DROPOUT = [("Linear", 5, 9), ("ReLU",), ("Dropout", 0.4), ("Linear", 9, 7), ("Dropout", 0.2), ("Linear", 7, 3)]
+LINEAR = [("Linear", 5, 4), ("Identity",), ("Linear", 4, 3)]
+OPTIMIZERS = [
+    ("SGD", {"lr": 0.05}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    ("Adam", {"lr": 0.01}),
+    ("Adam", {"lr": 0.01, "weight_decay": 0.1}),
+    ("AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+]
+LOSSES = [
+    ("MSELoss", {"reduction": "batchmean", "scale": 0.5}),
+    ("L1Loss", {}),
+    ("HuberLoss", {"delta": 0.5}),
+    ("BCELoss", {}),
+    ("BCEWithLogitsLoss", {}),
+    ("CrossEntropyLoss", {"label_smoothing": 0.1}),
+]
+LOGIT_LOSSES = LOSSES[4:]
+N = 47  # six batches of 8, the last of 7
+
+
+def draw(loss, n=N, inputs=5, outputs=3):
+    """x, y, sample weights"""
+    rng = np.random.default_rng(7)
+    x, w = rng.normal(size=(n, inputs)), rng.random(n) + 0.1
+    if loss == "CrossEntropyLoss":
+        return x, rng.integers(0, outputs, n), w
+    return x, rng.random((n, outputs)) if loss.startswith("BCE") else rng.normal(size=(n, outputs)), w
+
+
+def make(table, *key):
+    name, options = key
+    return getattr(table, name)(**options)
+
+
+def loop(model, x, y, loss, optimizer, epochs, batch_size, seed=None, sample_weight=None):
+    """What fit stands for: yields (loss, rows) after each step"""
+    rng = None if seed is None else np.random.default_rng(seed)
+    for _ in range(epochs):
+        for rows in reference.batches(len(x), batch_size, rng):
+            weight = None if sample_weight is None else sample_weight[rows]
+            value, dout = loss.value_and_grad(model.forward(x[rows]), y[rows], weight)
+            model.backward(dout)
+            optimizer.step(model)
+            yield value, len(rows)
+
+
+def run(steps):
+    """Exhausts the loop; the mean loss over rows"""
+    values, rows = np.array(list(steps)).T
+    return (values * rows).sum() / rows.sum()
+
+
+def assert_same_bits(a, b):
+    np.testing.assert_array_equal(a.flat_parameters, b.flat_parameters)
+    assert a.flat_parameters.tobytes() == b.flat_parameters.tobytes()
+
+
+def assert_follows(model, net, dtype, steps):
+    for name, p in net.parameters.items():
+        bound = tolerance.trajectory(dtype, steps) * np.abs(p).max()
+        assert np.abs(model.parameters[name] - p).max() <= bound, name
+
+
+# --- fit against the specification ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fit_follows_the_reference(build, loss, optimizer, weighted):
+    x, y, w = draw(loss[0])
+    w = w if weighted else None
+    layers = MLP + [("Sigmoid",)] * (loss[0] == "BCELoss")
+    model = build(layers, seed=3)
+    net, update = reference.Network(layers, model.parameters), make(reference, *optimizer)
+    cost = functools.partial(reference.LOSSES[loss[0]], **loss[1])
+    model.fit(x, y, loss=make(fb, *loss), optimizer=make(fb, *optimizer), epochs=4, batch_size=8, seed=5,
+              sample_weight=w)
+    order = np.random.default_rng(5)
+    for _ in range(4):
+        for rows in reference.batches(N, 8, order):
+            net.train_step(x[rows], y[rows], cost, update, None if w is None else w[rows])
+    assert_follows(model, net, "float64", 24)
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 0.5, 1e3])
+def test_clip_norm_follows_the_reference(build, clip_norm):
+    x, y, _ = draw("MSELoss")
+    model = build(MLP)
+    net, update = reference.Network(MLP, model.parameters), reference.SGD(0.05, momentum=0.9)
+    model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05, momentum=0.9), batch_size=8, shuffle=False,
+              clip_norm=clip_norm)
+    for rows in reference.batches(N, 8):
+        net.train_step(x[rows], y[rows], reference.mse, update, clip_norm=clip_norm)
+    assert_follows(model, net, "float64", 6)
+
+
+# --- fit is the loop, bit for bit ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("loss", LOGIT_LOSSES, ids=str)
+@pytest.mark.parametrize("layers", [MLP, DROPOUT], ids=["plain", "dropout"])
+def test_fit_equals_the_loop_bit_for_bit(build, dtype, loss, optimizer, layers):
+    x, y, w = draw(loss[0])
+    fitted, looped = build(layers, dtype=dtype), build(layers, dtype=dtype)
+    fitted.fit(x, y, loss=make(fb, *loss), optimizer=make(fb, *optimizer), epochs=3, batch_size=8, seed=5,
+               sample_weight=w)
+    run(loop(looped, x, y, make(fb, *loss), make(fb, *optimizer), 3, 8, 5, w))
+    assert_same_bits(fitted, looped)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss[0] != "BCELoss"], ids=str)
+@pytest.mark.parametrize("activation", sorted(reference.ACTIVATIONS))
+def test_fused_layers_equal_the_loop_bit_for_bit(build, dtype, loss, activation):
+    x, y, _ = draw(loss[0])
+    layers = [("Linear", 5, 9), (activation,), ("Linear", 9, 3)] + [(activation,)] * (loss not in LOGIT_LOSSES)
+    fitted, looped = build(layers, dtype=dtype), build(layers, dtype=dtype)
+    fitted.fit(x, y, loss=make(fb, *loss), optimizer=fb.SGD(0.05), epochs=2, batch_size=8, shuffle=False)
+    run(loop(looped, x, y, make(fb, *loss), fb.SGD(0.05), 2, 8))
+    assert_same_bits(fitted, looped)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_optimizer_state_persists_across_fits(build, optimizer):
+    x, y, _ = draw("MSELoss")
+    once, twice = build(MLP), build(MLP)
+    once.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=4, batch_size=8, shuffle=False)
+    kept = make(fb, *optimizer)
+    for _ in range(2):
+        twice.fit(x, y, loss=fb.MSELoss(), optimizer=kept, epochs=2, batch_size=8, shuffle=False)
+    assert_same_bits(once, twice)
+
+
+def test_lr_schedule_and_changed_lr_equal_in_fit_and_loop(build):
+    x, y, _ = draw("MSELoss")
+    fitted, looped = build(MLP), build(MLP)
+    optimizers = [fb.SGD(lr=lambda step: 0.1 / (1 + step), momentum=0.9) for _ in range(2)]
+    fitted.fit(x, y, loss=fb.MSELoss(), optimizer=optimizers[0], epochs=2, batch_size=8, shuffle=False)
+    run(loop(looped, x, y, fb.MSELoss(), optimizers[1], 2, 8))
+    assert_same_bits(fitted, looped)
+    for optimizer in optimizers:
+        optimizer.lr = 0.01
+    fitted.fit(x, y, loss=fb.MSELoss(), optimizer=optimizers[0], batch_size=8, shuffle=False)
+    run(loop(looped, x, y, fb.MSELoss(), optimizers[1], 1, 8))
+    assert_same_bits(fitted, looped)
+
+
+def test_s21_batch_size_one_is_stochastic_gradient_descent(build):
+    x, y, _ = draw("MSELoss")
+    fitted, looped = build(MLP), build(MLP)
+    fitted.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05), batch_size=1, shuffle=False)
+    optimizer = fb.SGD(0.05)
+    for i in range(N):
+        looped.backward(fb.MSELoss().value_and_grad(looped.forward(x[i : i + 1]), y[i : i + 1])[1])
+        optimizer.step(looped)
+    assert_same_bits(fitted, looped)
+
+
+def test_batch_size_beyond_the_data_is_one_batch(build):
+    x, y, _ = draw("MSELoss")
+    large, exact = build(MLP), build(MLP)
+    for model, batch_size in ((large, 1000), (exact, N)):
+        model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05), epochs=2, batch_size=batch_size, shuffle=False)
+    assert_same_bits(large, exact)
+
+
+def test_equal_sample_weights_are_none(build):
+    x, y, _ = draw("MSELoss")
+    models = build(MLP), build(MLP)
+    histories = [
+        model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05), batch_size=8, shuffle=False, sample_weight=w)
+        for model, w in zip(models, (None, np.full(N, 2.0)))
+    ]
+    assert_same_bits(*models)  # a factor of two changes no rounding
+    assert histories[0].history == histories[1].history
+
+
+def test_zero_sample_weight_removes_the_row(build):
+    x, y, _ = draw("MSELoss")
+    with_rows, without = build(MLP), build(MLP)
+    keep = np.arange(N) % 3 != 0
+    options = {"loss": fb.MSELoss(), "epochs": 5, "batch_size": N, "shuffle": False}
+    with_rows.fit(x, y, optimizer=fb.SGD(0.05), sample_weight=keep.astype(float), **options)
+    without.fit(x[keep], y[keep], optimizer=fb.SGD(0.05), **options)
+    assert_follows(with_rows, without, "float64", 5)
+
+
+def test_targets_of_one_output_may_be_flat(build):
+    x, y, _ = draw("MSELoss", outputs=1)
+    flat, column = build([("Linear", 5, 1)]), build([("Linear", 5, 1)])
+    for model, target in ((flat, y[:, 0]), (column, y)):
+        model.fit(x, target, loss=fb.MSELoss(), optimizer=fb.SGD(0.05), batch_size=8, shuffle=False)
+    assert_same_bits(flat, column)
+
+
+# --- minibatches --------------------------------------------------------------------------------------------
+
+
+def test_s22_a_million_examples_in_batches_of_120():
+    x = np.arange(1_000_000, dtype="float32").reshape(-1, 1)
+    sizes = [len(xb) for xb, yb in fb.minibatches(x, x, batch_size=120, shuffle=False)]
+    assert sizes == [120] * 8333 + [40]
+
+
+def test_s22_last_batch_is_averaged_over_its_own_rows(build):
+    x, y, _ = draw("MSELoss", n=100)
+    *_, (xb, yb) = fb.minibatches(x, y, batch_size=60, shuffle=False)
+    model = build([("Linear", 5, 3)])
+    value, dout = fb.MSELoss(reduction="batchmean").value_and_grad(model.forward(xb), yb)
+    expected = reference.mse(model.predict(x[60:]), y[60:], reduction="batchmean")
+    np.testing.assert_allclose(value, expected[0], rtol=tolerance.CLOSED_FORM)
+    np.testing.assert_allclose(dout, expected[1], rtol=tolerance.CLOSED_FORM)
+    assert len(xb) == 40
+
+
+@pytest.mark.parametrize("n, batch_size", [(1, 1), (1, 5), (7, 7), (7, 3), (12, 4), (13, 4)])
+def test_minibatches_without_shuffle_are_slices(n, batch_size):
+    x, y = np.arange(2.0 * n).reshape(n, 2), np.arange(n)
+    parts = list(fb.minibatches(x, y, batch_size=batch_size, shuffle=False))
+    assert [len(xb) for xb, _ in parts] == [len(rows) for rows in reference.batches(n, batch_size)]
+    np.testing.assert_array_equal(np.concatenate([xb for xb, _ in parts]), x)
+    np.testing.assert_array_equal(np.concatenate([yb for _, yb in parts]), y)
+
+
+@pytest.mark.parametrize("as_generator", [False, True])
+def test_minibatches_are_one_permutation_of_the_generator(as_generator):
+    x, y = np.arange(94.0).reshape(47, 2), np.arange(47)
+    seed = np.random.default_rng(3) if as_generator else 3
+    mirror = np.random.default_rng(3)
+    for _ in range(2):
+        rows = reference.batches(47, 8, mirror)
+        parts = list(fb.minibatches(x, y, batch_size=8, shuffle=True, seed=seed))
+        for (xb, yb), expected in zip(parts, rows, strict=True):
+            np.testing.assert_array_equal(xb, x[expected])
+            np.testing.assert_array_equal(yb, y[expected])
+        if not as_generator:
+            mirror = np.random.default_rng(3)
+
+
+def test_minibatches_with_the_seed_of_fit_give_its_batches(build):
+    x, y, _ = draw("CrossEntropyLoss")
+    fitted, looped = build(MLP), build(MLP)
+    fitted.fit(x, y, loss=fb.CrossEntropyLoss(), optimizer=fb.Adam(), epochs=3, batch_size=8, seed=11)
+    generator, loss, optimizer = np.random.default_rng(11), fb.CrossEntropyLoss(), fb.Adam()
+    for _ in range(3):
+        for xb, yb in fb.minibatches(x, y, batch_size=8, shuffle=True, seed=generator):
+            looped.backward(loss.value_and_grad(looped.forward(xb), yb)[1])
+            optimizer.step(looped)
+    assert_same_bits(fitted, looped)
+
+
+# --- History, validation, metrics, callbacks ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [("MSELoss", {}), *LOGIT_LOSSES], ids=str)
+def test_history_loss_is_the_running_loss_averaged_over_rows(build, dtype, loss):
+    x, y, _ = draw(loss[0])
+    fitted, looped = build(MLP, dtype=dtype), build(MLP, dtype=dtype)
+    cost = make(fb, *loss)
+    history = fitted.fit(x, y, loss=cost, optimizer=fb.SGD(0.05, weight_decay=0.1), epochs=3, batch_size=8, seed=5)
+    rng, optimizer = np.random.default_rng(5), fb.SGD(0.05, weight_decay=0.1)
+    expected = [run(loop(looped, x, y, cost, optimizer, 1, 8, rng)) for _ in range(3)]
+    assert all(type(value) is float for value in history.history["loss"])
+    np.testing.assert_allclose(history.history["loss"], expected, rtol=tolerance.EPOCH_SUM)
+
+
+def test_running_accuracy_is_measured_before_each_update(build):
+    x, y, _ = draw("CrossEntropyLoss")
+    fitted, looped = build(MLP), build(MLP)
+    right, loss, optimizer = 0, fb.CrossEntropyLoss(), fb.SGD(0.5)
+    history = fitted.fit(x, y, loss=loss, optimizer=fb.SGD(0.5), batch_size=8, shuffle=False, metrics=("accuracy",))
+    for xb, yb in fb.minibatches(x, y, batch_size=8, shuffle=False):
+        out = looped.forward(xb)
+        right += (out.argmax(axis=1) == yb).sum()
+        looped.backward(loss.value_and_grad(out, yb)[1])
+        optimizer.step(looped)
+    assert history.history["accuracy"] == [pytest.approx(right / N, rel=tolerance.EPOCH_SUM)]
+
+
+@pytest.mark.parametrize(
+    "loss, last, decide",
+    [
+        ("CrossEntropyLoss", [], lambda out, y: out.argmax(axis=1) == y),
+        ("BCEWithLogitsLoss", [], lambda out, y: (out > 0) == y),
+        ("BCELoss", [("Sigmoid",)], lambda out, y: (out > 0.5) == y),
+    ],
+)
+def test_accuracy_follows_the_loss(build, rng, loss, last, decide):
+    x, _, _ = draw(loss)
+    y = rng.integers(0, 3, N) if loss == "CrossEntropyLoss" else rng.integers(0, 2, (N, 3))
+    model = build(MLP + last)
+    scores = model.evaluate(x, y, loss=getattr(fb, loss)(), metrics=("accuracy",))
+    assert scores["accuracy"] == pytest.approx(decide(model.predict(x), y).mean(), rel=tolerance.EPOCH_SUM)
+
+
+def test_evaluate_is_the_loss_of_the_prediction(build):
+    x, y, _ = draw("MSELoss", n=1000)
+    model = build(MLP)
+    expected = reference.mse(model.predict(x), y)[0]
+    assert model.evaluate(x, y, loss=fb.MSELoss())["loss"] == pytest.approx(expected, rel=tolerance.CLOSED_FORM)
+
+
+def test_metric_may_be_a_callable_of_target_and_prediction(build):
+    def lead(target, prediction):
+        assert target.shape == prediction.shape == (len(target), 3)
+        return float((prediction - 2 * target).mean())
+
+    x, y, _ = draw("MSELoss")
+    model = build(MLP)
+    leads = model.predict(x) - 2 * y
+    whole, part = (pytest.approx(part.mean(), rel=tolerance.CLOSED_FORM) for part in (leads, leads[:9]))
+    assert model.evaluate(x, y, loss=fb.MSELoss(), metrics=(lead,))["lead"] == whole
+    history = model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(lr=1e-300), batch_size=8, metrics=(lead,),
+                        validation_data=(x[:9], y[:9])).history
+    assert history["lead"] == [whole]
+    assert history["val_lead"] == [part]
+
+
+def test_validation_is_computed_after_each_epoch(build):
+    x, y, _ = draw("CrossEntropyLoss")
+    xv, yv = x[:20] + 1, y[:20]
+    model, mirror = build(DROPOUT), build(DROPOUT)
+    history = model.fit(x, y, loss=fb.CrossEntropyLoss(), optimizer=fb.SGD(0.1), epochs=3, batch_size=8, seed=5,
+                        validation_data=(xv, yv), metrics=("accuracy",)).history
+    rng, optimizer = np.random.default_rng(5), fb.SGD(0.1)
+    for epoch in range(3):
+        run(loop(mirror, x, y, fb.CrossEntropyLoss(), optimizer, 1, 8, rng))
+        scores = mirror.evaluate(xv, yv, loss=fb.CrossEntropyLoss(), metrics=("accuracy",))
+        assert history["val_loss"][epoch] == scores["loss"]
+        assert history["val_accuracy"][epoch] == scores["accuracy"]
+    assert_same_bits(model, mirror)
+    assert set(history) >= {"loss", "val_loss", "accuracy", "val_accuracy"}
+
+
+def test_callback_returning_true_stops_training(build):
+    class Stop:
+        def __init__(self):
+            self.logs = []
+
+        def on_epoch_end(self, model, epoch, logs):
+            self.logs.append((epoch, logs["loss"]))
+            return len(self.logs) == 2
+
+    x, y, _ = draw("MSELoss")
+    stop, model, short = Stop(), build(MLP), build(MLP)
+    options = {"loss": fb.MSELoss(), "batch_size": 8, "shuffle": False}
+    history = model.fit(x, y, optimizer=fb.SGD(0.05), epochs=9, callbacks=[stop], **options)
+    short.fit(x, y, optimizer=fb.SGD(0.05), epochs=2, **options)
+    assert [value for _, value in stop.logs] == history.history["loss"]
+    assert stop.logs[1][0] - stop.logs[0][0] == 1
+    assert_same_bits(model, short)
+
+
+def test_custom_loss_trains_as_the_built_in_one(build):
+    class Squared:
+        def value_and_grad(self, prediction, target, sample_weight=None):
+            return reference.mse(prediction, target, sample_weight)
+
+    x, y, _ = draw("MSELoss")
+    custom, built_in = build(MLP), build(MLP)
+    for model, loss in ((custom, Squared()), (built_in, fb.MSELoss())):
+        model.fit(x, y, loss=loss, optimizer=fb.Adam(), epochs=2, batch_size=8, shuffle=False)
+    assert_follows(custom, built_in, "float64", 12)
+
+
+# --- what fit and predict leave alone -----------------------------------------------------------------------
+
+
+def test_fit_leaves_gradients_as_they_were(build):
+    x, y, _ = draw("MSELoss")
+    model = build(MLP)
+    model.backward(model.forward(x))
+    before = model.flat_gradients.copy()
+    model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05, momentum=0.9), batch_size=8, clip_norm=0.1)
+    assert before.any()
+    np.testing.assert_array_equal(model.flat_gradients, before)
+
+
+def test_fit_leaves_its_data_as_they_were(build):
+    x, y, w = draw("MSELoss")
+    copies = x.copy(), y.copy(), w.copy()
+    build(MLP).fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05), batch_size=8, sample_weight=w)
+    for array, copy in zip((x, y, w), copies):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_predict_leaves_a_pending_backward_valid(build, rng):
+    x, _, _ = draw("MSELoss")
+    plain, disturbed = build(DROPOUT), build(DROPOUT)
+    dy = plain.forward(x)
+    np.testing.assert_array_equal(disturbed.forward(x), dy)
+    disturbed.predict(rng.normal(size=(200, 5)))
+    np.testing.assert_array_equal(disturbed.backward(dy), plain.backward(dy))
+    np.testing.assert_array_equal(disturbed.flat_gradients, plain.flat_gradients)
+
+
+def test_forward_backward_and_predict_return_fresh_arrays(build, rng):
+    model = build(MLP)
+    x = rng.normal(size=(8, 5))
+    for call in (model.predict, model.forward, lambda x: (model.forward(x), model.backward(np.ones((8, 3))))[1]):
+        first = call(x)
+        copy = first.copy()
+        second = call(x + 1)
+        np.testing.assert_array_equal(first, copy)
+        assert not np.shares_memory(first, second)
+
+
+def test_dropout_is_active_in_training_only(build):
+    x, _, _ = draw("MSELoss")
+    model = build(DROPOUT)
+    np.testing.assert_array_equal(model.predict(x), model.predict(x))
+    assert (model.forward(x) != model.predict(x)).any()
+
+
+# --- seeds --------------------------------------------------------------------------------------------------
+
+
+def fit_with(build, seed, layers=MLP, **options):
+    x, y, _ = draw("MSELoss")
+    model = build(layers)
+    model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05), epochs=3, batch_size=8, seed=seed, **options)
+    return model
+
+
+def test_same_int_seed_gives_the_same_bits(build):
+    assert_same_bits(fit_with(build, 5), fit_with(build, 5))
+
+
+def test_int_seed_is_the_generator_made_of_it(build):
+    assert_same_bits(fit_with(build, 5), fit_with(build, np.random.default_rng(5)))
+
+
+def test_different_seeds_give_different_orders(build):
+    assert (fit_with(build, 5).flat_parameters != fit_with(build, 6).flat_parameters).any()
+
+
+def test_fit_without_seed_draws_its_own_order(build):
+    assert (fit_with(build, None).flat_parameters != fit_with(build, None).flat_parameters).any()
+
+
+@pytest.mark.parametrize("shuffle, permutations", [(True, 3), (False, 0)])
+def test_fit_draws_one_permutation_per_epoch(build, shuffle, permutations):
+    given, mirror = np.random.default_rng(5), np.random.default_rng(5)
+    fit_with(build, given, DROPOUT, shuffle=shuffle)
+    for _ in range(permutations):
+        mirror.permutation(N)
+    assert given.random() == mirror.random()
+
+
+def test_model_seed_decides_initial_parameters(build, dtype):
+    assert_same_bits(build(MLP, dtype=dtype, seed=1), build(MLP, dtype=dtype, seed=1))
+    assert (build(MLP, dtype=dtype, seed=1).flat_parameters != build(MLP, dtype=dtype, seed=2).flat_parameters).any()
+
+
+# --- convex problems, extremes, divergence ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["MSELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss"])
+def test_s20_full_batch_descent_on_a_convex_problem_is_monotone(build, loss):
+    x, y, _ = draw(loss)
+    model = build([("Linear", 5, 3)])
+    losses = model.fit(x, y, loss=getattr(fb, loss)(), optimizer=fb.SGD(0.1), epochs=60, batch_size=N).history["loss"]
+    assert len(losses) == 60
+    assert all(later < earlier for earlier, later in zip(losses, losses[1:]))
+
+
+def test_s20_step_is_within_one_ulp(build, dtype):
+    """η is a power of two, so that it is the same number in either type"""
+    x, y, _ = draw("MSELoss")
+    model, optimizer = build(MLP, dtype=dtype), fb.SGD(lr=0.125)
+    for _ in range(5):
+        model.backward(fb.MSELoss().value_and_grad(model.forward(x), y)[1])
+        exact = model.flat_parameters.astype(np.longdouble) - np.longdouble(0.125) * model.flat_gradients
+        optimizer.step(model)
+        assert tolerance.ulp_error(model.flat_parameters, exact, dtype).max() <= tolerance.elementwise_ulp("sgd")
+
+
+@pytest.mark.parametrize("size", [50.0, 800.0, 1e4])
+def test_sigmoid_and_bce_in_fit_are_simplified_for_huge_logits(build, dtype, size):
+    model = build([("Linear", 1, 1, False), ("Sigmoid",)], dtype=dtype)
+    model.load_state_dict({"0.weight": [[size]]})
+    x, y = np.array([[1.0], [-1.0], [1.0]]), np.array([0.0, 1.0, 1.0])
+    history = model.fit(x, y, loss=fb.BCELoss(), optimizer=fb.SGD(lr=1.5), batch_size=3, shuffle=False)
+    # p is 1, 0, 1 to the last bit: p - y is 1, -1, 0 and the gradient of the weight their product with x, averaged
+    np.testing.assert_allclose(model.parameters["0.weight"], [[size - 1.5 * 2 / 3]], rtol=float(np.finfo(dtype).eps))
+    assert math.isfinite(history.history["loss"][0]) and history.history["loss"][0] > 30
+
+
+Divergence = collections.namedtuple("Divergence", "model message finite step")
+
+
+def diverge(build, dtype, make_optimizer, layers=MLP, size=1.0, epochs=200):
+    """fit until FloatingPointError: model, message, the loop's last finite parameters and the step after them"""
+    x, y, _ = draw("MSELoss")
+    fitted, looped = build(layers, dtype=dtype), build(layers, dtype=dtype)
+    options = {"epochs": epochs, "batch_size": 8, "seed": 5}
+    with pytest.raises(FloatingPointError) as caught:
+        fitted.fit(x, size * y, loss=fb.MSELoss(), optimizer=make_optimizer(), **options)
+    finite = looped.flat_parameters.copy()
+    for step, (value, _) in enumerate(loop(looped, x, size * y, fb.MSELoss(), make_optimizer(), **options)):
+        if not (np.isfinite(value) and np.isfinite(looped.flat_parameters).all()):
+            return Divergence(fitted, str(caught.value), finite, step)
+        finite = looped.flat_parameters.copy()
+    raise AssertionError("the loop did not diverge")
+
+
+@pytest.mark.parametrize("options", [{"lr": 30.0}, {"lr": 10.0, "momentum": 0.9}, {"lr": 1e30}], ids=str)
+def test_s23_divergence_keeps_the_last_finite_parameters(build, dtype, options):
+    result = diverge(build, dtype, lambda: fb.SGD(**options), LINEAR)
+    np.testing.assert_array_equal(result.model.flat_parameters, result.finite)
+
+
+@pytest.mark.parametrize("steps", [0, 5, 6, 100])
+@pytest.mark.parametrize("optimizer", [optimizer for optimizer in OPTIMIZERS if optimizer[0] == "SGD"], ids=str)
+@pytest.mark.parametrize("layers", [MLP, DROPOUT], ids=["plain", "dropout"])
+def test_s23_overflowing_update_is_undone(build, dtype, layers, optimizer, steps):
+    """The loss is finite, the parameters after the update are not"""
+    options = {**optimizer[1], "lr": lambda step: 1e-6 if step < steps else float(np.finfo(dtype).max)}
+    result = diverge(build, dtype, lambda: fb.SGD(**options), layers, size=1000.0)
+    assert steps <= result.step <= steps + 1
+    np.testing.assert_array_equal(result.model.flat_parameters, result.finite)
+
+
+def test_s23_overflow_after_a_long_run_is_undone(build, dtype):
+    """Far beyond one native call of 25 ms"""
+
+    def optimizer():
+        return fb.SGD(lr=lambda step: 1e-6 if step < 30_000 else float(np.finfo(dtype).max), momentum=0.9)
+
+    result = diverge(build, dtype, optimizer, size=1000.0, epochs=10_000)
+    assert result.step >= 30_000
+    np.testing.assert_array_equal(result.model.flat_parameters, result.finite)
+
+
+def test_s23_overflow_seconds_after_the_start_is_undone(build):
+    """A schedule that waits: fit goes back to a snapshot that is not its first"""
+    waits = []
+
+    def schedule(step):
+        if step in (100, 200, 300) and not waits.count(step):
+            waits.append(step)
+            time.sleep(0.5)
+        return 1e-6 if step < 310 else float(np.finfo("float64").max)
+
+    result = diverge(build, "float64", lambda: fb.SGD(lr=schedule, momentum=0.9), DROPOUT, size=1000.0)
+    np.testing.assert_array_equal(result.model.flat_parameters, result.finite)
+
+
+def test_s23_divergence_names_epoch_batch_and_loss(build, dtype):
+    """Counted from 1: epochs have six batches"""
+    result = diverge(build, dtype, lambda: fb.SGD(lr=30.0), LINEAR)
+    epoch, batch = divmod(result.step, 6)
+    assert re.search(rf"epoch {epoch + 1}\b", result.message)
+    assert re.search(rf"batch {batch + 1}\b", result.message)
+    assert "loss" in result.message
+
+
+def test_s23_fit_works_again_after_divergence(build):
+    model = diverge(build, "float64", lambda: fb.SGD(lr=30.0), LINEAR).model
+    model.load_state_dict({name: p / np.abs(p).max() for name, p in model.parameters.items()})
+    x, y, _ = draw("MSELoss")
+    losses = model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.01), epochs=3, batch_size=8, seed=1).history["loss"]
+    assert losses[2] < losses[0]
