@@ -9,6 +9,8 @@
  *   softmax cross-entropy    l = sum_j t_j (logsumexp(s) - s_j)               dl = softmax(s) sum_j t_j - t
  */
 
+#include <math.h>
+
 typedef struct { vreal value, slope; } loss_pair;
 
 static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real param)
