@@ -14,7 +14,13 @@ typedef struct {
 /* Best first; the last one runs everywhere. */
 #if defined(__x86_64__)
 DECLARE(avx512) DECLARE(avx2) DECLARE(baseline)
-static const isa isas[] = { ROW(avx512, FBP_CPU_AVX512 | FBP_CPU_AVX2), ROW(avx2, FBP_CPU_AVX2), ROW(baseline, 0) };
+#ifdef FBP_WIDE   /* before the last row: never the best of what a machine runs */
+DECLARE(wide)
+#define WIDE ROW(wide, FBP_CPU_AVX2),
+#else
+#define WIDE
+#endif
+static const isa isas[] = { ROW(avx512, FBP_CPU_AVX512 | FBP_CPU_AVX2), ROW(avx2, FBP_CPU_AVX2), WIDE ROW(baseline, 0) };
 #elif defined(__aarch64__)
 DECLARE(neon)
 static const isa isas[] = { ROW(neon, 0) };

@@ -1,4 +1,5 @@
 #include "gemm.h"
+#include <assert.h>
 
 static ptrdiff_t min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static ptrdiff_t ceil_to(ptrdiff_t n, ptrdiff_t unit) { return (n + unit - 1) / unit * unit; }
@@ -90,6 +91,10 @@ static void choose_grid(const fbp_kernels *t, const fbp_product *q, int parts, i
 void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch)
 {
     int rows = 1;
+    assert(q->m >= 0 && q->n >= 0 && q->k >= 0 && q->ldc >= q->n);
+    assert(q->a.row == 1 || q->a.col == 1);
+    assert(q->b.row == 1 || q->b.col == 1);
+    assert(0 <= w->part && w->part < w->parts);
     if (w->parts > 1) choose_grid(t, q, w->parts, &rows);
     const fbp_worker row = {w->part % rows, rows, w->team}, column = {w->part / rows, w->parts / rows, w->team};
     ptrdiff_t i0, i1, j0, j1;

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "program.h"
 #include "ops/ops.h"
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 #include <time.h>
@@ -51,6 +52,7 @@ fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
 static void forward(const fbp_frame *f, const fbp_worker *w)
 {
     const fbp_program *p = f->program;
+    assert(f->rows <= p->capacity);
     for (const fbp_op *op = p->op; op < p->op + p->ops; op++) {
         drivers[op->kind].forward(f, op, w);
         fbp_barrier(w);
@@ -197,6 +199,7 @@ static void train(const fbp_worker *w, void *argument)
     for (ptrdiff_t b = r->batch;; b++) {
         const ptrdiff_t first = b * r->batch_size;
         f.rows = r->n - first < r->batch_size ? r->n - first : r->batch_size;
+        assert(0 < f.rows && f.rows <= p->capacity && b < r->batches);
         const fbp_target target = take_batch(r, &f, w, input_room, first);
         fbp_barrier(w);
         forward(&f, w);

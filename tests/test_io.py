@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ ARCHITECTURES = {
     "activations": lambda: [fb.Linear(3, 4), fb.LeakyReLU(0.2), fb.Softplus(), fb.GELU(), fb.SiLU(), fb.ELU(), fb.Identity(),
                             fb.Linear(4, 4), fb.Softmax()],
     "dropout": lambda: [fb.Linear(6, 8), fb.Dropout(0.25), fb.ReLU(), fb.Linear(8, 2)],
+    "shared": lambda: (lambda layer: [layer, fb.Tanh(), layer, fb.Tanh(), layer])(fb.Linear(3, 3)),
     "initialised": lambda: [fb.Linear(3, 4, init="kaiming_normal"), fb.Linear(4, 2, init=lambda rng, shape: rng.normal(size=shape))],
 }
 
@@ -211,6 +213,10 @@ def test_other_format_version_is_refused(model, path, version):
     refused(path, "format 1", repr(version))
 
 
+def compact(value):
+    return json.dumps(value, separators=(",", ":"))
+
+
 @pytest.mark.parametrize("document", [
     "", "{", "[]", "3", "null", '"x"', "{}", '{"format":1}', '{"format":1,"config":{}}',
     "[" * 100_000, '{"a":' * 50_000,
@@ -218,15 +224,31 @@ def test_other_format_version_is_refused(model, path, version):
     lambda entry: {**entry, "config": 3},
     lambda entry: {**entry, "config": {}},
     lambda entry: {**entry, "config": None},
-    lambda entry: json.dumps(entry).replace('"format": 1', '"format": 1, "format": 1'),
-    lambda entry: json.dumps({**entry, "config": {**entry["config"], "x": math.nan}}),
-    lambda entry: json.dumps({**entry, "config": {**entry["config"], "x": -math.inf}}),
-    lambda entry: json.dumps({**entry, "config": {**entry["config"], "x": 0.5}}).replace("0.5", "1e999"),
-    lambda entry: json.dumps({**entry, "config": {**entry["config"], "x": 7}}).replace("7", "9" * 5000),
-], ids=range(20))
+    lambda entry: compact(entry).replace('"format":1', '"format":1,"format":1'),
+    lambda entry: compact({**entry, "config": {**entry["config"], "x": 7}}),
+    lambda entry: compact({**entry, "config": {**entry["config"], "seed": math.nan}}),
+    lambda entry: compact({**entry, "config": {**entry["config"], "seed": -math.inf}}),
+    lambda entry: compact({**entry, "config": {**entry["config"], "seed": 0.5}}).replace("0.5", "1e999"),
+    lambda entry: compact({**entry, "config": {**entry["config"], "seed": 0.5}}).replace("0.5", "9" * 5000),
+    lambda entry: compact({**entry, "config": {**entry["config"], "layers": tuple(entry["config"]["layers"][:-1])}}),
+], ids=range(22))
 def test_malformed_metadata_is_refused(model, path, document):
     forge(path, model, document=document)
     refused(path)
+
+
+def test_metadata_errors_say_what_they_are(model, path):
+    """Each refusal above is of its own defect and not of a broken forgery"""
+    for document, words in [
+        (lambda entry: compact(entry).replace('"format":1', '"format":1,"format":1'), "twice"),
+        (lambda entry: compact({**entry, "config": {**entry["config"], "x": 7}}), "entries that the model does not have"),
+        (lambda entry: compact({**entry, "config": {**entry["config"], "seed": math.nan}}), "not finite"),
+        (lambda entry: compact({**entry, "config": {**entry["config"], "seed": 0.5}}).replace("0.5", "1e999"), "not finite"),
+        (lambda entry: {**entry, "extra": 1}, "'extra'"),
+        (lambda entry: {**entry, "config": {}}, "describes no model"),
+    ]:
+        forge(path, model, document=document)
+        refused(path, words)
 
 
 @pytest.mark.parametrize("change", [
@@ -252,6 +274,17 @@ def altered(value, find, replace):
     if isinstance(value, dict):
         return {key: replace(item) if find(key, item) else altered(item, find, replace) for key, item in value.items()}
     return [altered(item, find, replace) for item in value] if isinstance(value, list) else value
+
+
+def test_config_of_a_large_model_in_a_small_file_allocates_nothing(model, path):
+    config = altered(model.config(), is_size, lambda _: 1024)  # more than a million weights
+    forge(path, model, config=config)
+    tracemalloc.start()
+    try:
+        refused(path, "1050624", "config")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def is_size(key, value):
@@ -395,6 +428,17 @@ def test_save_that_fails_leaves_no_new_file(model, path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         model.save(path)
     assert os.listdir(path.parent) == []
+
+
+def test_save_writes_through_nothing_that_lies_in_its_way(model, path, monkeypatch):
+    """A temporary name that somebody guessed and linked elsewhere: an error, and nothing written there or removed"""
+    victim, trap = path.parent / "victim", path.parent / f".fastbp-{bytes(8).hex()}.tmp"
+    victim.write_bytes(b"precious")
+    trap.symlink_to(victim)
+    monkeypatch.setattr(io.os, "urandom", bytes)
+    with pytest.raises(FileExistsError):
+        model.save(path)
+    assert victim.read_bytes() == b"precious" and trap.is_symlink() and not path.exists()
 
 
 def test_save_killed_at_any_call_leaves_the_old_or_the_new_file(tmp_path, fresh_process):

@@ -107,6 +107,8 @@ static void (*const tiles[MR][NV])(const fbp_block *, const real *, const real *
 
 static void block(const fbp_block *q)
 {
+    assert(q->m > 0 && q->n > 0 && q->k >= 0);
+    assert(q->start == FBP_STORE || q->start == FBP_CONTINUE || q->start == FBP_ADD);
     const real *b = q->b;
     for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
         const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR;

@@ -9,8 +9,6 @@
  *   softmax cross-entropy    l = sum_j t_j (logsumexp(s) - s_j)               dl = softmax(s) sum_j t_j - t
  */
 
-#include <math.h>
-
 typedef struct { vreal value, slope; } loss_pair;
 
 static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real param)
@@ -84,6 +82,7 @@ static double cross_entropy(ptrdiff_t B, ptrdiff_t n, const real *s, const real 
     double total = 0;
     for (ptrdiff_t i = 0; i < B; i++, s += n) {
         const real max = row_max(n, s);
+        assert(!label || (0 <= label[i] && label[i] < n));
         const double sum_exp = row_exp(n, s, max, ds);
         double linear = 0, mass;
         if (label) {

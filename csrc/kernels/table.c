@@ -1,6 +1,8 @@
 /* Compiled once per (instruction set x real type) with that set's flags, -DFBP_ISA=<name>, -DFBP_SUFFIX=f32|f64 and, for double,
  * -DFBP_DOUBLE. Everything below is static but the table. */
 #include "simd.h"
+#include <assert.h>
+#include <math.h>
 #define R real
 #include "table.h"
 #include "math.inc.c"

@@ -167,11 +167,14 @@ def _parser():
         description="Train a network on the 1,797 handwritten digits that fastbp ships, five times with other images "
                     "held out, then measure the speed beside the same training in NumPy. Exit status 0 if the mean "
                     f"held-out accuracy is at least {FLOOR:.0%}, else 1.")
-    parser.add_argument("--epochs", type=_positive, default=30, metavar="N", help="passes over the training images (30)")
-    parser.add_argument("--hidden", type=_widths, default="256,128", metavar="WIDTHS", help="widths of the hidden layers (256,128)")
+    parser.add_argument("--epochs", type=_positive, default=30, metavar="N",
+                        help="passes over the training images (30)")
+    parser.add_argument("--hidden", type=_widths, default="256,128", metavar="WIDTHS",
+                        help="widths of the hidden layers (256,128)")
     parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images per update (64)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads that fastbp may use (all cores)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of splits, initial weights and batches (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+                        help="seed of splits, initial weights and batches (0)")
     parser.add_argument("--save", metavar="FILE", help="write the last network to FILE (safetensors)")
     parser.add_argument("--no-compare", action="store_true", help="leave out the comparison with NumPy")
     return parser

@@ -127,8 +127,10 @@ def _deserialise(data: bytes) -> Any:
     _check_sizes(document["config"], sum(tensor.size for tensor in tensors.values()))
     try:
         model = graph.model_from_config(document["config"])
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise _Malformed(f"its config describes no model ({type(error).__name__}: {error})") from error
+    if not _agrees(document["config"], model.config()):
+        raise _Malformed("expected a config of which every entry counts, got entries that the model does not have")
     _check_tensors(tensors, model.parameters)
     model.load_state_dict(tensors)
     return model
@@ -208,6 +210,15 @@ def _check_sizes(config: Any, elements: int) -> None:
             pending.extend(value.values() if isinstance(value, dict) else value)
     if declared > elements:
         raise _Malformed(f"expected the {declared} weights its config declares, got {elements} numbers")
+
+
+def _agrees(given: Any, actual: Any) -> bool:
+    """Whether everything that a file's config says is what the model made of it; a later model may have more to say."""
+    if isinstance(given, dict) and isinstance(actual, dict):
+        return all(name in actual and _agrees(value, actual[name]) for name, value in given.items())
+    if isinstance(given, list) and isinstance(actual, list):
+        return len(given) == len(actual) and all(map(_agrees, given, actual))
+    return type(given) is type(actual) and given == actual
 
 
 def _check_tensors(tensors: Mapping[str, np.ndarray], parameters: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,1 @@
+"""Measurements of fastbp beside its rivals; see README.md."""

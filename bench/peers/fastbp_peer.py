@@ -1,0 +1,65 @@
+"""fastbp: one `fit` per turn, on the batches in the order in which the others take them."""
+
+import fastbp as fb
+from fastbp import kernels
+
+from ..shapes import MOMENTUM
+
+_ACTIVATIONS = {"relu": fb.ReLU, "tanh": fb.Tanh, "sigmoid": fb.Sigmoid}
+_LOSSES = {"mse": fb.MSELoss, "ce": fb.CrossEntropyLoss}
+
+
+def version():
+    return f"fastbp {fb.__version__}"
+
+
+class Trainer:
+    def __init__(self, threads):
+        fb.set_num_threads(threads)
+
+    def build(self, net, weights, x, y):
+        layers = []
+        for w, _ in weights:
+            layers += [fb.Linear(w.shape[1], w.shape[0]), _ACTIVATIONS[net.activation]()]
+        self.model = fb.Sequential(*layers[:-1], dtype=net.dtype)
+        arrays = [array for layer in weights for array in layer]
+        self.model.load_state_dict(dict(zip(self.model.parameters, arrays)))
+        self.optimizer = {"sgd": lambda: fb.SGD(lr=net.lr), "momentum": lambda: fb.SGD(lr=net.lr, momentum=MOMENTUM),
+                          "adam": lambda: fb.Adam(lr=net.lr)}[net.optimizer]()
+        self.net, self.x, self.y, self.loss_function = net, x, y, _LOSSES[net.loss]()
+
+    def run(self, steps):
+        self.model.fit(self.x, self.y, loss=self.loss_function, optimizer=self.optimizer, shuffle=False,
+                       epochs=steps // self.net.batches, batch_size=self.net.batch, progress=False)
+
+    def loss(self):
+        return self.model.evaluate(self.x, self.y, loss=self.loss_function)["loss"]
+
+    def close(self):
+        del self.model, self.optimizer, self.x, self.y
+
+
+def _into_out(function):
+    """Builder of a function with `out`: what a first call returned is what all others write."""
+
+    def build(*args, **options):
+        out = function(*args, **options)
+        return lambda: function(*args, **options, out=out)
+
+    return build
+
+
+def _in_place(function):
+    return lambda *args, **options: lambda: function(*args, **options)
+
+
+def _softmax_cross_entropy(scores, labels):
+    _, gradient = kernels.softmax_cross_entropy(scores, labels)
+    return lambda: kernels.softmax_cross_entropy(scores, labels, out=gradient)
+
+
+_OUT = ("matmul", "linear_forward", "linear_backward", "weight_gradient", "bias_gradient", "relu_forward",
+        "relu_backward", "sigmoid_forward", "sigmoid_backward", "tanh_forward", "tanh_backward", "exp", "softmax")
+KERNELS = ({name: _into_out(getattr(kernels, name)) for name in _OUT}
+           | {name: _in_place(getattr(kernels, name)) for name in ("sgd_update", "adam_update")}
+           | {"softmax_cross_entropy": _softmax_cross_entropy})

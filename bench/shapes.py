@@ -1,0 +1,150 @@
+"""The workloads, by name: networks to train and shapes for the kernels."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+
+_RATES = {"sgd": 0.01, "momentum": 0.01, "adam": 0.001}
+MOMENTUM = 0.9  # of "momentum"; Adam has PyTorch's defaults
+
+
+@dataclass(frozen=True)
+class Net:
+    """A dense network and how it is trained.
+
+    widths: inputs, hidden layers, outputs. activation: "relu", "tanh" or "sigmoid" after every layer but the last.
+    optimizer: "sgd", "momentum" or "adam". loss: "mse" (mean over all elements) or "ce" (softmax cross-entropy,
+    integer labels, mean over rows).
+    """
+
+    name: str
+    widths: tuple
+    batch: int
+    activation: str
+    optimizer: str
+    loss: str
+    dtype: str = "float32"
+
+    @property
+    def lr(self):
+        return _RATES[self.optimizer]
+
+    @property
+    def flops(self):
+        """Of the products of one step: x wᵀ, δᵀ x and δ w per layer, the last not for the first layer."""
+        products = [inputs * outputs for inputs, outputs in pairwise(self.widths)]
+        return 2 * self.batch * (3 * sum(products) - products[0])
+
+    @property
+    def batches(self):
+        """Batches in the training data: enough rows to be an epoch, little enough for a turn of a few milliseconds."""
+        bytes_per_batch = self.batch * (self.widths[0] + self.widths[-1]) * np.dtype(self.dtype).itemsize
+        return max(1, min(8192 // self.batch, 2**23 // bytes_per_batch, 10**9 // self.flops))
+
+    @property
+    def layout(self):
+        """The widths as text, runs of one width shortened: 160x5-1."""
+        parts, widths = [], list(self.widths)
+        while widths:
+            run = next((i for i, width in enumerate(widths) if width != widths[0]), len(widths))
+            parts += [f"{widths[0]}x{run}"] if run > 2 else [str(widths[0])] * run
+            del widths[:run]
+        return "-".join(parts)
+
+    def weights(self, seed=0):
+        """Start of every contestant: list of (w (O, I), b (O,)), both U(±1/√I)."""
+        rng = np.random.default_rng(seed)
+        return [tuple((rng.uniform(-1, 1, shape) / np.sqrt(inputs)).astype(self.dtype)
+                      for shape in ((outputs, inputs), (outputs,)))
+                for inputs, outputs in pairwise(self.widths)]
+
+    def data(self, seed=1):
+        """(x, y) of `batches` full batches: x N(0, 1), y N(0, 1) for "mse", labels for "ce"."""
+        rng = np.random.default_rng(seed)
+        rows, inputs, outputs = self.batches * self.batch, self.widths[0], self.widths[-1]
+        x = rng.standard_normal((rows, inputs)).astype(self.dtype)
+        if self.loss == "ce":
+            return x, rng.integers(outputs, size=rows)
+        return x, rng.standard_normal((rows, outputs)).astype(self.dtype)
+
+
+NETS = (
+    Net("iris", (4, 16, 3), 16, "relu", "sgd", "mse"),
+    Net("xla10", (10, 10, 10, 10, 10, 1), 32, "relu", "sgd", "mse"),
+    Net("chains", (4, 32, 16, 4), 256, "tanh", "adam", "mse"),
+    Net("digits", (64, 32, 10), 32, "relu", "sgd", "ce"),
+    Net("nielsen", (784, 30, 10), 10, "sigmoid", "sgd", "mse"),
+    Net("odd", (45, 46, 45, 7), 50, "relu", "sgd", "ce"),
+    Net("mnist1", (784, 128, 10), 64, "relu", "sgd", "ce"),
+    Net("xla160", (160,) * 5 + (1,), 32, "relu", "sgd", "mse"),
+    Net("mnist3", (784, 256, 128, 10), 128, "relu", "adam", "ce"),
+    Net("higgs", (28, *(300,) * 5, 1), 100, "tanh", "momentum", "mse"),
+    Net("tabular", (100, *(512,) * 3, 1), 256, "relu", "adam", "mse"),
+    Net("wide", (1024,) * 5, 512, "relu", "sgd", "mse"),
+    Net("large", (2048,) * 4, 1024, "relu", "sgd", "mse"),
+)
+
+# The published thread cliff: one width more must cost one width more (pytorch#144633).
+SWEEP = tuple(Net(f"w{width}", (10, width, width, 10), 128, "relu", "adam", "mse")
+              for width in (8, 16, 24, 32, 40, 45, 46, 48, 56, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
+
+
+def random_nets(count=20, seed=0):
+    """Nets nobody tuned for: 0 to 4 hidden layers of odd widths, batch 1 to 4096, both types."""
+    rng = np.random.default_rng(seed)
+    nets = []
+    for index in range(count):
+        widths = tuple(int(width) for width in 2 * (2 ** rng.uniform(0, 8, rng.integers(2, 7))).astype(int) + 1)
+        choices = [str(rng.choice(values)) for values in (("relu", "tanh", "sigmoid"), ("sgd", "momentum", "adam"),
+                                                          ("mse", "ce"), ("float32", "float64"))]
+        nets.append(Net(f"random{index}", widths, int(2 ** rng.uniform(0, 12)), *choices))
+    return tuple(nets)
+
+
+def select_nets(names):
+    """Nets by name; "table", "sweep" and "random" stand for their groups, nothing for the table."""
+    groups = {"table": NETS, "sweep": SWEEP, "random": random_nets()}
+    known = {net.name: (net,) for group in groups.values() for net in group} | groups
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"--shapes: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return [net for name in names or ("table",) for net in known[name]]
+
+
+# Products as a network meets them, (B, I, O) of x (B, I), w (O, I).
+LAYERS = {
+    "iris": (16, 4, 16),
+    "digits": (32, 64, 32),
+    "mnist1": (64, 784, 128),
+    "higgs": (100, 300, 300),
+    "wide": (512, 1024, 1024),
+}
+
+# Plain products, (m, k, n) of (m, k) times (k, n), each in the three orientations of a step.
+PRODUCTS = {
+    "50": (50, 50, 50),
+    "100": (100, 100, 100),
+    "200": (200, 200, 200),
+    "1000": (1000, 1000, 1000),
+    "rank64": (1000, 64, 1000),
+    "m1": (1, 1000, 1000),
+    "m6": (6, 1000, 1000),
+    "n10": (1000, 1000, 10),
+    "n16": (1000, 1000, 16),
+}
+
+# (B, width) of elementwise functions: odd in both, in the first-level cache, in memory.
+ELEMENTWISE = {"odd": (45, 47), "cache": (16, 256), "memory": (2048, 2048)}
+
+# (B, classes) of softmax.
+SCORES = {"32x10": (32, 10), "256x10": (256, 10), "128x1000": (128, 1000)}
+
+# Parameters of an update: 4-16-3, 784-128-10, 1024x5.
+PARAMETERS = {"iris": (131,), "mnist1": (101_770,), "wide": (4_198_400,)}
+
+
+def size(shape):
+    """Number of elements."""
+    return prod(shape)
