@@ -89,7 +89,7 @@ def plot(path, title, rows):
                  title=f"{threads} thread{'s' * (threads > 1)} {variant}")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter("")
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.set_yticks(range(len(labels)), labels)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(rivals))

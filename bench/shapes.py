@@ -109,7 +109,8 @@ def select_nets(names):
     known = {net.name: (net,) for group in groups.values() for net in group} | groups
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"--shapes: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        raise ValueError(f"--shapes: unknown {', '.join(unknown)}; known: {', '.join(groups)} and the nets in them, "
+                         f"such as {', '.join(net.name for net in NETS)}")
     return [net for name in names or ("table",) for net in known[name]]
 
 

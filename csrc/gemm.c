@@ -50,11 +50,14 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc,
                     .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE,
                 };
-                if (pack_a) {
+                if (pack_a && q->a.col == 1) {   /* rows stay rows: a plain copy */
+                    t->pack(block.m, k, k, block.a, q->a.row, 1, a_panels);
+                    block.a_row = k, block.a_panel = t->mr * k;
+                } else if (pack_a) {
                     pack_panels(t, k, block.m, t->mr, (fbp_matrix){block.a, q->a.col, q->a.row}, a_panels);
-                    block.a = a_panels;
                     block.a_row = 1, block.a_col = t->mr, block.a_panel = t->mr * k;
                 }
+                if (pack_a) block.a = a_panels;
                 fbp_epilogue e;
                 if (q->epilogue && p + k >= q->k) {
                     e = *q->epilogue;

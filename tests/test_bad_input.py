@@ -61,6 +61,14 @@ def without(name):
     return lambda c: c.model.load_state_dict({key: value for key, value in c.state.items() if key != name})
 
 
+def named(name):
+    def metric(target, prediction):
+        return 0.0
+
+    metric.__name__ = name
+    return metric
+
+
 F32 = np.float32
 V, T, M = ValueError, TypeError, MemoryError
 NAN, INF = math.nan, math.inf
@@ -143,13 +151,17 @@ TABLE += [
     ("fit seed 1.5", T, ["seed", "1.5", "integer"], fit(seed=1.5)),
     ("fit loss text", T, ["loss", "'mse'", "value_and_grad"], fit(loss="mse")),
     ("fit loss None", T, ["loss", "None", "value_and_grad"], fit(loss=None)),
+    ("fit loss class", T, ["loss", "CrossEntropyLoss"], fit(loss=lambda c: fb.CrossEntropyLoss)),
     ("fit optimizer text", T, ["optimizer", "'adam'", "SGD"], fit(optimizer="adam")),
     ("fit optimizer class", T, ["optimizer", "Adam"], fit(optimizer=lambda c: fb.Adam)),
     ("fit metric unknown", V, ["metrics", "'f1'", "'accuracy'"], fit(metrics=("f1",))),
     ("fit metric number", T, ["metrics", "3"], fit(metrics=(3,))),
+    ("fit metrics of one name", V, ["metrics", "'score'"], fit(metrics=(named("score"), named("score")))),
+    ("fit metric named loss", V, ["metrics", "'loss'"], fit(metrics=(named("loss"),))),
     ("fit metrics text", T, ["metrics", "'accuracy'"], fit(metrics="accuracy")),
     ("fit metric without meaning", V, ["accuracy", "MSELoss"], fit(loss=fb.MSELoss(), y=lambda c: c.s, metrics=("accuracy",))),
     ("fit callback without hooks", T, ["callbacks", "3", "on_epoch_end"], fit(callbacks=(3,))),
+    ("fit callback class", T, ["callbacks", "EarlyStopping"], fit(callbacks=(fb.EarlyStopping,))),
     ("fit callbacks not a sequence", T, ["callbacks", "3"], fit(callbacks=3)),
     ("fit clip_norm 0", V, ["clip_norm", "0", "(0, inf)"], fit(clip_norm=0)),
     ("fit clip_norm -1", V, ["clip_norm", "-1", "(0, inf)"], fit(clip_norm=-1.0)),
@@ -319,6 +331,23 @@ def test_training_goes_on_after_bad_input(call, fingerprint):
     assert fingerprint(given.model.state_dict(), given.optimizer.state_dict()) == fingerprint(twin.model.state_dict(), twin.optimizer.state_dict())
 
 
+@pytest.mark.parametrize("result, error, words", [
+    (0.5, T, ["loss.value_and_grad", "0.5"]),
+    (("low", np.zeros((2, OUT))), T, ["loss.value_and_grad", "'low'"]),
+    ((0.5, np.zeros((2, OUT), complex)), T, ["loss.value_and_grad", "complex128"]),
+    ((0.5, np.zeros((1, OUT))), V, ["loss.value_and_grad", "(2, 3)", "(1, 3)"]),
+], ids=["no pair", "text", "complex", "misshaped"])
+def test_custom_loss_of_bad_results_is_explained(result, error, words, fingerprint):
+    """Found in the first step, which is not made"""
+    given, twin = make(), make()
+    with pytest.raises(error) as caught:
+        fit(loss=SimpleNamespace(value_and_grad=lambda prediction, target: result))(given)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert fingerprint(given.model.state_dict(), given.optimizer.state_dict()) == fingerprint(twin.model.state_dict(), twin.optimizer.state_dict())
+    assert given.model.optimizer is None
+    fit()(given)
+
+
 def test_backward_without_forward_is_a_runtime_error():
     model = fb.Sequential(fb.Linear(4, 3))
     with pytest.raises(RuntimeError, match="forward"):
@@ -339,3 +368,17 @@ def test_predict_propagates_what_is_not_finite(value):
     out = c.model.predict(put(c.x, (2, 1), value))
     assert not np.isfinite(out[2]).all()
     assert np.array_equal(np.delete(out, 2, 0), np.delete(c.model.predict(c.x), 2, 0))
+
+
+def test_state_is_loaded_whole_or_not_at_all():
+    """Also where the caller has made overflow an error: 1e300 is infinite in float32, in the last tensor of four"""
+    c = make()
+    before, new = c.model.state_dict(), {name: np.ones(value.shape) for name, value in c.state.items()}
+    new["2.bias"][:] = 1e300
+    try:
+        with np.errstate(over="raise"):
+            c.model.load_state_dict(new)
+    except (FloatingPointError, ValueError):
+        assert all(np.array_equal(c.model.parameters[name], before[name]) for name in before)
+    else:
+        assert c.model.parameters["0.weight"].all() and np.isinf(c.model.parameters["2.bias"]).all()

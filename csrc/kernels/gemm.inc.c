@@ -33,15 +33,14 @@ static void pack(ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const real *src, ptr
             }
         return;
     }
-    for (; j + PATCH <= n; j += PATCH) {
+    for (; j < width; j += PATCH) {   /* width is a multiple of PATCH here: the panels of B */
+        const int columns = n - j < PATCH ? n - j > 0 ? (int)(n - j) : 0 : PATCH;
         ptrdiff_t p = 0;
         if (row == 1)
-            for (; p + PATCH <= k; p += PATCH) v_transpose(src + j * col + p, col, dst + p * width + j, width);
+            for (; p + PATCH <= k; p += PATCH) v_transpose(src + j * col + p, col, columns, dst + p * width + j, width);
         for (; p < k; p++)
-            for (int i = 0; i < PATCH; i++) dst[p * width + j + i] = src[p * row + (j + i) * col];
+            for (int i = 0; i < PATCH; i++) dst[p * width + j + i] = i < columns ? src[p * row + (j + i) * col] : 0;
     }
-    for (; j < width; j++)
-        for (ptrdiff_t p = 0; p < k; p++) dst[p * width + j] = j < n ? src[p * row + j * col] : 0;
 }
 
 /* One tile of `mr` rows and `nv` vectors, both compile-time constants where this is inlined. nr: columns that exist. */
@@ -123,7 +122,7 @@ static void block(const fbp_block *q)
 /* y_j = [start] + sum over the B rows of x_ij, in ascending order. Several columns at once hide the latency of addition. */
 static void column_sums(ptrdiff_t B, ptrdiff_t n, const real *x, ptrdiff_t ldx, int start, real *y)
 {
-    enum { WIDE = 4 };
+    enum { WIDE = 8 };
     ptrdiff_t j = 0;
     for (; j + WIDE * VL <= n; j += WIDE * VL) {
         vreal acc[WIDE] = {{0}};

@@ -160,7 +160,8 @@ static ALWAYS_INLINE vreal v_copysign(vreal magnitude, vreal sign)
     return (vreal)(((vint)magnitude & ~bit) | ((vint)sign & bit));
 }
 
-/* ---- transposing a PATCH x PATCH square: dst[i][j] = src[j][i], rows `from` and `to` elements apart ------------------- */
+/* ---- transposing a PATCH x PATCH square: dst[i][j] = src[j][i], rows `from` and `to` elements apart; of the source only the
+ * ---- first n rows exist, the others count as zero ------------------------------------------------------------------- */
 
 #if VBYTES >= 32 && !defined(FBP_DOUBLE)
 enum { PATCH = 8 };
@@ -172,10 +173,10 @@ enum { PATCH = 2 };
 typedef real vpatch __attribute__((vector_size(PATCH * sizeof(real))));
 typedef real vpatch_unaligned __attribute__((vector_size(PATCH * sizeof(real)), aligned(sizeof(real)), may_alias));
 
-static ALWAYS_INLINE void v_transpose(const real *src, ptrdiff_t from, real *dst, ptrdiff_t to)
+static ALWAYS_INLINE void v_transpose(const real *src, ptrdiff_t from, int n, real *dst, ptrdiff_t to)
 {
     vpatch r[PATCH], t[PATCH];
-    for (int i = 0; i < PATCH; i++) r[i] = *(const vpatch_unaligned *)(src + i * from);
+    for (int i = 0; i < PATCH; i++) r[i] = i < n ? (vpatch)*(const vpatch_unaligned *)(src + i * from) : (vpatch){0};
 #if VBYTES >= 32 && !defined(FBP_DOUBLE)   /* pairs, then quadruples within each half, then the halves */
     for (int i = 0; i < 8; i += 2) {
         t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);

@@ -214,6 +214,15 @@ cdef int type_of(dtype) except -1:
     raise TypeError(f"dtype must be float32 or float64, got {dtype}")
 
 
+cdef int type_of_array(cnp.ndarray a) except -1:
+    cdef int number = cnp.PyArray_TYPE(a)
+    if number == cnp.NPY_FLOAT32 and cnp.PyArray_ISNOTSWAPPED(a):
+        return FBP_F32
+    if number == cnp.NPY_FLOAT64 and cnp.PyArray_ISNOTSWAPPED(a):
+        return FBP_F64
+    raise TypeError(f"dtype must be float32 or float64, got {a.dtype}")
+
+
 cdef inline int number(int type) noexcept nogil:
     return cnp.NPY_FLOAT32 if type == FBP_F32 else cnp.NPY_FLOAT64
 
@@ -282,9 +291,9 @@ cdef class LossRule:
     def __cinit__(self, int kind, bint sum, double per_row, double scale, double param):
         self.c = fbp_loss(kind, sum, per_row, scale, param)
 
-    def value(self, p, t, label, w, dp):
+    def value(self, cnp.ndarray p not None, t, label, w, dp):
         """Loss of p (B, O) against t (B, O) or label (B), weights w (B) or None; fills dp (B, O) unless None."""
-        cdef int type = type_of(p.dtype), threads
+        cdef int type = type_of_array(p), threads
         cdef ptrdiff_t B = p.shape[0], O = p.shape[1]
         cdef const void *p_data = data(p, type, B * O)
         cdef void *dp_data = maybe(dp, type, B * O, True)
@@ -350,9 +359,9 @@ cdef class UpdateRule:
             raise ValueError("Adam needs two state arrays")
         return 0
 
-    def step(self, double lr, int64_t step, grads, params, state1, state2):
+    def step(self, double lr, int64_t step, grads, cnp.ndarray params not None, state1, state2):
         """One update in place; `step` counts from 1. True when a new parameter is not finite."""
-        cdef int type = type_of(params.dtype), broken, threads
+        cdef int type = type_of_array(params), broken, threads
         cdef void *g = data(grads, type, self.size, self.c.clip_norm > 0)
         cdef void *p = data(params, type, self.size, True)
         cdef void *s1 = maybe(state1, type, self.size, True)
@@ -615,7 +624,83 @@ cdef class Run:
     def last_loss(self): return self.c.last_loss
 
 
-# ---- plain functions on arrays (fastbp.kernels checks and converts) -------------------------------------------------------------------
+# ---- plain functions on arrays (fastbp.kernels checks and converts what is not `plain`) -------------------------------------------------
+
+cdef inline bint is_plain(object array, int number, bint either_order) noexcept:
+    """A real ndarray of this type number that C can read where it lies."""
+    if not cnp.PyArray_CheckExact(array):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray>array
+    return (cnp.PyArray_TYPE(a) == number and cnp.PyArray_ISBEHAVED_RO(a)
+            and (cnp.PyArray_IS_C_CONTIGUOUS(a) or (either_order and cnp.PyArray_IS_F_CONTIGUOUS(a))))
+
+
+cdef inline bint disjoint(cnp.ndarray a, cnp.ndarray b) noexcept:
+    cdef char *p = <char *>cnp.PyArray_DATA(a)
+    cdef char *q = <char *>cnp.PyArray_DATA(b)
+    return p + cnp.PyArray_NBYTES(a) <= q or q + cnp.PyArray_NBYTES(b) <= p
+
+
+cdef inline int real_number(object array) noexcept:
+    """The type number of a float32 or float64 ndarray, else -1."""
+    if not cnp.PyArray_CheckExact(array):
+        return -1
+    cdef int number = cnp.PyArray_TYPE(<cnp.ndarray>array)
+    return number if number == cnp.NPY_FLOAT32 or number == cnp.NPY_FLOAT64 else -1
+
+
+def plain_elementwise(x, other, out):
+    """Whether x, other (or None) and out (or None) need no conversion: one type, one shape, contiguous, out writable and each input either
+    out itself or apart from it."""
+    cdef int number = real_number(x)
+    if number < 0 or not is_plain(x, number, False):
+        return False
+    if other is not None and not (is_plain(other, number, False) and cnp.PyArray_SAMESHAPE(<cnp.ndarray>x, <cnp.ndarray>other)):
+        return False
+    if out is None:
+        return True
+    if not (is_plain(out, number, False) and cnp.PyArray_SAMESHAPE(<cnp.ndarray>x, <cnp.ndarray>out) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out)):
+        return False
+    for array in (x, other):
+        if array is not None and not (cnp.PyArray_DATA(<cnp.ndarray>array) == cnp.PyArray_DATA(<cnp.ndarray>out) or disjoint(<cnp.ndarray>array, <cnp.ndarray>out)):
+            return False
+    return True
+
+
+def plain_matrices(a, b, out):
+    """Whether the matrices a and b, in either order, and out (or None) need no conversion; out apart from both."""
+    cdef int number = real_number(a)
+    if number < 0 or not (is_plain(a, number, True) and is_plain(b, number, True)):
+        return False
+    if cnp.PyArray_NDIM(<cnp.ndarray>a) != 2 or cnp.PyArray_NDIM(<cnp.ndarray>b) != 2:
+        return False
+    if out is None:
+        return True
+    return (is_plain(out, number, False) and cnp.PyArray_NDIM(<cnp.ndarray>out) == 2 and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out)
+            and disjoint(<cnp.ndarray>a, <cnp.ndarray>out) and disjoint(<cnp.ndarray>b, <cnp.ndarray>out))
+
+
+def plain_updatable(param, grad, state1, state2):
+    """Whether an update of param by grad with these states (or None) needs no conversion: one type, one shape, all apart."""
+    cdef int number = real_number(param)
+    cdef cnp.ndarray p
+    if number < 0 or not is_plain(param, number, False):
+        return False
+    p = <cnp.ndarray>param
+    held = [param]
+    for array in (grad, state1, state2):
+        if array is None:
+            continue
+        if not (is_plain(array, number, False) and cnp.PyArray_SAMESHAPE(p, <cnp.ndarray>array)):
+            return False
+        if array is not grad and not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>array):
+            return False
+        for other in held:
+            if not disjoint(<cnp.ndarray>array, <cnp.ndarray>other):
+                return False
+        held.append(array)
+    return bool(cnp.PyArray_ISWRITEABLE(p))
+
 
 cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
     """A 2-D array one of whose strides is one element, read where it lies."""
@@ -634,14 +719,14 @@ cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
     return m
 
 
-def matmul(a, b, out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
+def matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
     """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of FBP_KC terms, added up in order."""
-    cdef int type = type_of(out.dtype), threads
+    cdef int type = type_of_array(out), threads
     cdef ptrdiff_t m = a.shape[0], n = b.shape[1], k = a.shape[1]
     cdef fbp_epilogue e
     cdef fbp_product q
     if b.shape[0] != k or out.shape[0] != m or out.shape[1] != n:
-        raise ValueError("shapes do not agree")
+        raise ValueError("the shapes of a, b and out do not agree")
     if m == 0 or n == 0:
         return out
     memset(&e, 0, sizeof(e))
@@ -656,9 +741,9 @@ def matmul(a, b, out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chun
     return out
 
 
-def column_sums(x, out):
+def column_sums(cnp.ndarray x, cnp.ndarray out):
     """out (n) = column sums of x (B, n)."""
-    cdef int type = type_of(out.dtype), threads
+    cdef int type = type_of_array(out), threads
     cdef ptrdiff_t B = x.shape[0], n = x.shape[1]
     cdef const void *x_data = data(x, type, B * n)
     cdef void *y_data = data(out, type, n, True)
@@ -669,9 +754,9 @@ def column_sums(x, out):
     return out
 
 
-def map_forward(int act, x, out, double alpha=0):
+def map_forward(int act, cnp.ndarray x, cnp.ndarray out, double alpha=0):
     """out = f(x), elementwise."""
-    cdef int type = type_of(out.dtype), threads
+    cdef int type = type_of_array(out), threads
     cdef ptrdiff_t n = x.size
     cdef const void *x_data = data(x, type, n)
     cdef void *y_data = data(out, type, n, True)
@@ -682,9 +767,9 @@ def map_forward(int act, x, out, double alpha=0):
     return out
 
 
-def map_backward(int act, s, dy, out, double alpha=0):
+def map_backward(int act, cnp.ndarray s, cnp.ndarray dy, cnp.ndarray out, double alpha=0):
     """out = dy * f'(s), elementwise; s is f's output, or its input for softplus, gelu and silu."""
-    cdef int type = type_of(out.dtype), threads
+    cdef int type = type_of_array(out), threads
     cdef ptrdiff_t n = dy.size
     cdef const void *s_data = data(s, type, n)
     cdef const void *dy_data = data(dy, type, n)
@@ -696,9 +781,9 @@ def map_backward(int act, s, dy, out, double alpha=0):
     return out
 
 
-def softmax(x, out):
+def softmax(cnp.ndarray x, cnp.ndarray out):
     """out (B, n) = softmax of the rows of x (B, n)."""
-    cdef int type = type_of(out.dtype), threads
+    cdef int type = type_of_array(out), threads
     cdef ptrdiff_t B = x.shape[0], n = x.shape[1]
     cdef const void *x_data = data(x, type, B * n)
     cdef void *y_data = data(out, type, B * n, True)

@@ -127,6 +127,8 @@ def integer(name: str, value: Any, *, least: int) -> int:
 
 def number(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, open_low: bool = False, open_high: bool = False) -> float:
     """A finite Python float between low and high; TypeError for what is no real number."""
+    if type(value) is float and -np.inf < value < high and (low < value or (low == value and not open_low)):   # the common case
+        return value
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
     within = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)

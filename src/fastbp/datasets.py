@@ -16,7 +16,7 @@ def load_digits(dtype="float32"):
         labels ``y`` (1797,), int64, 0 to 9. Fresh arrays, C order.
 
     Raises:
-        ValueError: ``dtype`` is neither "float32" nor "float64".
+        TypeError: ``dtype`` is neither "float32" nor "float64".
 
     Source: E. Alpaydin, C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning Repository, 1998,
     https://doi.org/10.24432/C50P49 (test part, CC BY 4.0).
@@ -25,8 +25,7 @@ def load_digits(dtype="float32"):
     >>> x.shape, x.dtype.name, y.shape, y.dtype.name
     ((1797, 64), 'float32', (1797,), 'int64')
     """
-    kind = np.dtype(dtype)
-    if kind not in (np.float32, np.float64):
-        raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'float64'")
+    if dtype not in ("float32", "float64", np.float32, np.float64):
+        raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     with (files("fastbp") / "data" / "digits.npz").open("rb") as file, np.load(file) as digits:
-        return digits["x"].astype(kind) / kind.type(16), digits["y"].astype(np.int64)
+        return digits["x"].astype(dtype) / 16, digits["y"].astype(np.int64)

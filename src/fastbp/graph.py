@@ -179,6 +179,7 @@ class Model:
             given[name] = arrays.real(f"mapping[{name!r}]", mapping[name])
             if given[name].shape != shape:
                 raise ValueError(f"mapping[{name!r}] must have shape {shape}, got {arrays.describe(given[name])}")
+            given[name] = arrays.convert(given[name], self._dtype)
         for name, value in given.items():
             self._parameters[name][...] = value
         self.parameters_changed()

@@ -7,6 +7,8 @@ Subnormal numbers are kept, but for the updates and the loss, which flush them t
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ import numpy as np
 from . import _core, arrays
 
 A = _core.ACTIVATIONS
+ALPHA = {"leaky_relu": 0.01, "elu": 1.0}
 
 
 def _array(name: str, value: Any, ndim: int | None, dtype: np.dtype | None = None) -> np.ndarray:
-    array = arrays.real(name, value)
+    array = value if type(value) is np.ndarray else arrays.real(name, value)
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} must be float32 or float64, got {arrays.describe(array)}")
     if dtype is not None and array.dtype != dtype:
@@ -28,6 +31,9 @@ def _array(name: str, value: Any, ndim: int | None, dtype: np.dtype | None = Non
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and array.dtype.isnative:
+        return array
     return arrays.convert(array, array.dtype.newbyteorder("="))
 
 
@@ -63,13 +69,22 @@ def _agree(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {arrays.describe(array)}")
 
 
+def _product(a_name: str, a: Any, b_name: str, b: Any, out: np.ndarray | None, **epilogue: Any) -> np.ndarray:
+    if not _core.plain_matrices(a, b, out):
+        a = _array(a_name, a, 2)
+        b = _array(b_name, b, 2, a.dtype)
+        _agree(b_name, b, (a.shape[1], b.shape[1]))
+        out = _out(out, (a.shape[0], b.shape[1]), a.dtype, a, b)
+        a, b = _strided(a), _strided(b)
+    elif a.shape[1] != b.shape[0] or (out is not None and out.shape != (a.shape[0], b.shape[1])):
+        _agree(b_name, b, (a.shape[1], b.shape[1]))
+        _out(out, (a.shape[0], b.shape[1]), a.dtype)
+    return _core.matmul(a, b, np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out, **epilogue)
+
+
 def matmul(a: Any, b: Any, out: np.ndarray | None = None) -> np.ndarray:
     """a (m, k) b (k, n) -> (m, n). Transposed views are read where they lie. Each element is one chain of multiply-adds in ascending k."""
-    a = _array("a", a, 2)
-    b = _array("b", b, 2, a.dtype)
-    _agree("b", b, (a.shape[1], b.shape[1]))
-    out = _out(out, (a.shape[0], b.shape[1]), a.dtype, a, b)
-    return _core.matmul(_strided(a), _strided(b), out)
+    return _product("a", a, "b", b, out)
 
 
 def linear_forward(x: Any, w: Any, b: Any = None, activation: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
@@ -77,18 +92,19 @@ def linear_forward(x: Any, w: Any, b: Any = None, activation: str | None = None,
 
     activation: None, "relu", "sigmoid", "tanh", "elu", "leaky_relu" (slope 0.01), "softplus", "gelu", "silu" or "exp".
     """
+    function = activation or "identity"
+    if function not in A:
+        raise ValueError(f"activation must be None or one of {', '.join(map(repr, A))}, got {activation!r}")
     x = _array("x", x, 2)
     w = _array("w", w, 2, x.dtype)
     _agree("w", w, (w.shape[0], x.shape[1]))
     if b is not None:
         b = _array("b", b, 1, x.dtype)
         _agree("b", b, (w.shape[0],))
-    function = activation or "identity"
-    if function not in A:
-        raise ValueError(f"activation must be None or one of {', '.join(map(repr, A))}, got {activation!r}")
-    alpha = {"leaky_relu": 0.01, "elu": 1.0}.get(function, 0.0)
-    out = _out(out, (x.shape[0], w.shape[0]), x.dtype, x, w, *([] if b is None else [b]))
-    return _core.matmul(_strided(x), _strided(w.T), out, None if b is None else _contiguous(b), A[function], alpha)
+        if out is not None and np.may_share_memory(out, b):
+            raise ValueError("out must not overlap an input")
+        b = _contiguous(b)
+    return _product("x", x, "w", w.T, out, bias=b, act=A[function], alpha=ALPHA.get(function, 0.0))
 
 
 def linear_backward(x: Any, w: Any, dy: Any, out: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] | None = None
@@ -111,11 +127,10 @@ def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.nda
 
     Summed in chunks of 256 rows, added up in order.
     """
-    x = _array("x", x, 2)
-    delta = _array("delta", delta, 2, x.dtype)
-    _agree("delta", delta, (x.shape[0], delta.shape[1]))
-    out = _out(out, (delta.shape[1], x.shape[1]), x.dtype, x, delta)
-    return _core.matmul(_strided(delta.T), _strided(x), out, chunked=True)
+    delta = _array("delta", delta, 2)
+    if len(x := _array("x", x, 2, delta.dtype)) != len(delta):
+        _agree("delta", delta, (len(x), delta.shape[1]))
+    return _product("delta", delta.T, "x", x, out, chunked=True)
 
 
 def bias_gradient(delta: Any, out: np.ndarray | None = None) -> np.ndarray:
@@ -126,17 +141,21 @@ def bias_gradient(delta: Any, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def _forward(function: str, x: Any, out: np.ndarray | None) -> np.ndarray:
-    x = _array("x", x, None)
-    out = _out(out, x.shape, x.dtype, x, elementwise=True)
-    return _core.map_forward(A[function], _contiguous(x), out)
+    if not _core.plain_elementwise(x, None, out):
+        x = _array("x", x, None)
+        out = _out(out, x.shape, x.dtype, x, elementwise=True)
+        x = _contiguous(x)
+    return _core.map_forward(A[function], x, np.empty_like(x) if out is None else out)
 
 
 def _backward(function: str, y: Any, dy: Any, out: np.ndarray | None) -> np.ndarray:
-    y = _array("y", y, None)
-    dy = _array("dy", dy, None, y.dtype)
-    _agree("dy", dy, y.shape)
-    out = _out(out, y.shape, y.dtype, y, dy, elementwise=True)
-    return _core.map_backward(A[function], _contiguous(y), _contiguous(dy), out)
+    if not _core.plain_elementwise(y, dy, out):
+        y = _array("y", y, None)
+        dy = _array("dy", dy, None, y.dtype)
+        _agree("dy", dy, y.shape)
+        out = _out(out, y.shape, y.dtype, y, dy, elementwise=True)
+        y, dy = _contiguous(y), _contiguous(dy)
+    return _core.map_backward(A[function], y, dy, np.empty_like(y) if out is None else out)
 
 
 def relu_forward(x: Any, out: np.ndarray | None = None) -> np.ndarray:
@@ -176,11 +195,13 @@ def exp(x: Any, out: np.ndarray | None = None) -> np.ndarray:
 
 def softmax(s: Any, out: np.ndarray | None = None) -> np.ndarray:
     """Softmax of the rows of s (B, C)."""
-    s = _array("s", s, 2)
-    if s.shape[1] == 0:
-        raise ValueError(f"s must have at least one column, got {arrays.describe(s)}")
-    out = _out(out, s.shape, s.dtype, s, elementwise=True)
-    return _core.softmax(_contiguous(s), out)
+    if not _core.plain_elementwise(s, None, out) or s.ndim != 2 or s.shape[1] == 0:
+        s = _array("s", s, 2)
+        if s.shape[1] == 0:
+            raise ValueError(f"s must have at least one column, got {arrays.describe(s)}")
+        out = _out(out, s.shape, s.dtype, s, elementwise=True)
+        s = _contiguous(s)
+    return _core.softmax(s, np.empty_like(s) if out is None else out)
 
 
 def softmax_cross_entropy(s: Any, labels: Any, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
@@ -204,20 +225,26 @@ def _state(name: str, array: Any, param: np.ndarray) -> np.ndarray:
     return _out(array, param.shape, param.dtype, name=name)
 
 
-def _update(kind: str, param: Any, grad: Any, states: dict[str, Any], lr: float, step: int, **rule: Any) -> np.ndarray:
-    param = _array("param", param, None)
-    _out(param, param.shape, param.dtype, name="param")
-    grad = _array("grad", grad, None, param.dtype)
-    _agree("grad", grad, param.shape)
-    held = [_state(name, array, param) for name, array in states.items()]
-    for i, array in enumerate(held):
-        if any(np.may_share_memory(array, other) for other in (param, grad, *held[:i])):
-            raise ValueError(f"{list(states)[i]} must not overlap another argument")
-    if np.may_share_memory(param, grad):
-        raise ValueError("param must not overlap grad")
-    state1, state2 = (*held, None, None)[:2]
-    _core.UpdateRule(kind, [(0, param.size, 1.0, 1.0)], **rule).step(lr, step, _contiguous(grad), param, state1, state2)
+def _update(rule: _core.UpdateRule, param: Any, grad: Any, lr: float, step: int, **states: Any) -> np.ndarray:
+    state1, state2 = (*states.values(), None, None)[:2]
+    if not _core.plain_updatable(param, grad, state1, state2):
+        param = _array("param", param, None)
+        _out(param, param.shape, param.dtype, name="param")
+        grad = _array("grad", grad, None, param.dtype)
+        _agree("grad", grad, param.shape)
+        held = {name: _state(name, array, param) for name, array in states.items() if array is not None}
+        held = {"param": param, "grad": grad} | held
+        for one, other in combinations(held, 2):
+            if np.may_share_memory(held[one], held[other]):
+                raise ValueError(f"{one} must not overlap {other}, got arrays that share memory")
+        grad = _contiguous(grad)
+    rule.step(lr, step, grad, param, state1, state2)
     return param
+
+
+@lru_cache(64)
+def _rule(kind: str, size: int, **numbers: Any) -> _core.UpdateRule:
+    return _core.UpdateRule(kind, [(0, size, 1.0, 1.0)], **numbers)
 
 
 def sgd_update(param: Any, grad: Any, lr: float, velocity: Any = None, momentum: float = 0.0, weight_decay: float = 0.0) -> np.ndarray:
@@ -228,15 +255,20 @@ def sgd_update(param: Any, grad: Any, lr: float, velocity: Any = None, momentum:
     weight_decay = arrays.number("weight_decay", weight_decay, low=0)
     if momentum and velocity is None:
         raise ValueError(f"velocity must be an array of param's shape when momentum is {momentum}, got None")
-    return _update("sgd", param, grad, {} if velocity is None else {"velocity": velocity}, lr, 1, momentum=momentum, weight_decay=weight_decay)
+    rule = _rule("sgd", np.size(param), momentum=momentum, weight_decay=weight_decay)
+    return _update(rule, param, grad, lr, 1, velocity=velocity)
 
 
 def adam_update(param: Any, grad: Any, m: Any, v: Any, step: int, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
                 eps: float = 1e-8, weight_decay: float = 0.0) -> np.ndarray:
     """In place, step counted from 1: g = grad + weight_decay param;  m = β1 m + (1-β1) g;  v = β2 v + (1-β2) g²;
     param -= lr/(1-β1^step) m / (√v/√(1-β2^step) + eps). Returns param."""
-    from .optim import Adam
-
-    rule = Adam(lr, betas, eps, weight_decay)
-    return _update("adam", param, grad, {"m": m, "v": v}, rule.rate(0), arrays.integer("step", step, least=1),
-                   betas=rule.betas, eps=rule.eps, weight_decay=rule.weight_decay)
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"betas must be a pair of numbers, got {arrays.describe(betas)}")
+    betas = tuple(arrays.number(f"betas[{i}]", beta, low=0, high=1, open_high=True) for i, beta in enumerate(betas))
+    eps = arrays.number("eps", eps, low=0, open_low=True)
+    lr, weight_decay = arrays.number("lr", lr, low=0), arrays.number("weight_decay", weight_decay, low=0)
+    step = arrays.integer("step", step, least=1)
+    m, v = _array("m", m, None), _array("v", v, None)
+    rule = _rule("adam", np.size(param), betas=betas, eps=eps, weight_decay=weight_decay)
+    return _update(rule, param, grad, lr, step, m=m, v=v)

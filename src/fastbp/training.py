@@ -107,9 +107,14 @@ def _metrics(metrics: Iterable[Metric], loss: Any) -> dict[str, Metric]:
         if metric == "accuracy":
             if getattr(loss, "threshold", None) is None:
                 raise ValueError(f"metrics: 'accuracy' needs a loss that tells classes apart, got {loss!r}")
+            if "accuracy" in named:
+                raise ValueError("metrics must have names of their own beside 'loss', got 'accuracy' twice")
             named["accuracy"] = metric
         elif callable(metric):
-            named[getattr(metric, "__name__", type(metric).__name__)] = metric
+            name = getattr(metric, "__name__", type(metric).__name__)
+            if name == "loss" or name in named:
+                raise ValueError(f"metrics must have names of their own beside 'loss', got {name!r} twice")
+            named[name] = metric
         else:
             raise (ValueError if isinstance(metric, str) else TypeError)(f"metrics must hold 'accuracy' or callables (target, prediction) -> float, got {metric!r}")
     return named
@@ -124,11 +129,25 @@ def _scores(metrics: dict[str, Metric], loss: Any, y: np.ndarray, t: np.ndarray 
 # ---- losses as fit sees them -------------------------------------------------------------------------------------------------------------
 
 def _check_loss(model: Any, loss: Any) -> None:
-    if not callable(getattr(loss, "value_and_grad", None)):
+    if isinstance(loss, type) or not callable(getattr(loss, "value_and_grad", None)):
         raise TypeError(f"loss must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(loss)}")
     if isinstance(loss, CrossEntropyLoss) and getattr(_last(model)[0], "operation", None) == "softmax":
         raise ValueError("loss: CrossEntropyLoss expects logits, but the model ends in Softmax; take that layer away (fb.kernels.softmax turns "
                          "predictions into probabilities)")
+
+
+def _custom(loss: Any, prediction: np.ndarray, *rest: np.ndarray) -> tuple[float, np.ndarray]:
+    """A custom loss' value and gradient, when that is what it returned."""
+    name = "loss.value_and_grad"
+    result = loss.value_and_grad(prediction, *rest)
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise TypeError(f"{name} must return (value, gradient), got {arrays.describe(result)}")
+    value, gradient = arrays.real(f"{name}'s value", result[0]), arrays.real(f"{name}'s gradient", result[1])
+    if value.ndim:
+        raise TypeError(f"{name} must return a float as value, got {arrays.describe(value)}")
+    if gradient.shape != prediction.shape:
+        raise ValueError(f"{name} must return a gradient of shape {prediction.shape}, got {arrays.describe(gradient)}")
+    return float(value), gradient
 
 
 def _last(model: Any) -> tuple[Any, int]:
@@ -230,11 +249,7 @@ class _PythonRun:
         if self.outputs is not None:
             self.outputs[rows] = out
         extra = () if self.data.weight is None else (self.data.weight[take],)
-        value, dout = self.loss.value_and_grad(out, self.data.y[take], *extra)
-        self.last_loss = float(value)
-        dout = np.asarray(dout)
-        if dout.shape != out.shape:
-            raise ValueError(f"loss.value_and_grad must return a gradient of shape {out.shape}, got {arrays.describe(dout)}")
+        self.last_loss, dout = _custom(self.loss, out, self.data.y[take], *extra)
         if not math.isfinite(self.last_loss):
             return _core.LOSS_NOT_FINITE
         self.program.backward(model.flat_parameters, self.gradients, arrays.convert(dout, model.dtype))
@@ -316,7 +331,7 @@ EVENTS = ("on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "o
 def _callbacks(callbacks: Iterable[Any]) -> list[Any]:
     callbacks = _sequence("callbacks", callbacks)
     for callback in callbacks:
-        if not any(callable(getattr(callback, event, None)) for event in EVENTS):
+        if isinstance(callback, type) or not any(callable(getattr(callback, event, None)) for event in EVENTS):
             raise TypeError(f"callbacks must have one of the methods {', '.join(EVENTS)}, got {arrays.describe(callback)}")
     return callbacks
 
@@ -428,7 +443,7 @@ def _evaluate(model: Any, data: _Data, loss: Any, metrics: dict[str, Metric]) ->
     if isinstance(loss, Loss):
         value = loss.rule(prediction.shape[1]).value(prediction, data.t, data.label, data.weight, None)
     else:
-        value = float(loss.value_and_grad(prediction, data.y, *(() if data.weight is None else (data.weight,)))[0])
+        value = _custom(loss, prediction, data.y, *(() if data.weight is None else (data.weight,)))[0]
     return {"loss": value} | _scores(metrics, loss, data.y, data.t, data.label, prediction)
 
 
