@@ -95,14 +95,14 @@ def sample_weight(value: Any, dtype: np.dtype, rows: int) -> np.ndarray | None:
 
 
 def labels(name: str, array: np.ndarray, rows: int, classes: int) -> np.ndarray:
-    """Class labels (rows,) as int64 within [0, classes)."""
+    """Class labels (rows,) as a new int64 array within [0, classes): new, because a label changed later would send C out of bounds."""
     if array.shape != (rows,):
         raise ValueError(f"{name} must have shape ({rows},), got {describe(array)}")
     wrong = (array < 0) | (array >= classes)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise ValueError(f"{name} must hold labels from 0 to {classes - 1}, got {array[row]} in row {row}")
-    return np.require(array, np.int64, ("C", "A"))
+    return np.array(array, np.int64, order="C")
 
 
 def require_finite(name: str, array: np.ndarray | None) -> None:
