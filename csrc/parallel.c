@@ -130,9 +130,11 @@ double fbp_set_grain(double multiply_adds)
     return old;
 }
 
+int fbp_grain_forced(void) { return grain <= 1; }
+
 int fbp_threads_for(double work)
 {
-    const double most = grain > 0 ? work / grain : 1e9;
+    const double most = grain > 1 ? work / grain : 1e9;
     if (most < 2 || fork_count) return 1;
     const int limit = fbp_thread_limit();
     return most < limit ? (int)most : limit;

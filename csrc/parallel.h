@@ -31,7 +31,8 @@ int fbp_set_own_thread_limit(int threads);   /* of the calling thread; returns t
 /* The number of threads for `work` (multiply-adds, or what costs as much): within the limit, and never so many that a thread
  * has less than a grain. The answer never changes results. */
 int fbp_threads_for(double work);
-double fbp_set_grain(double multiply_adds);   /* returns the old one; for tests and tuning */
+double fbp_set_grain(double multiply_adds);   /* returns the old one; for tests and tuning. Up to 1: always all that are allowed */
+int fbp_grain_forced(void);                   /* 1 while the grain is that small */
 
 enum fbp_subnormals { FBP_SUBNORMALS_KEPT, FBP_SUBNORMALS_FLUSHED };   /* flushed: they count as zero inside the team */
 

@@ -98,18 +98,13 @@ static ALWAYS_INLINE vreal v_power2_split(vint t, vreal *b)
 
 static const real exp_low = REAL(-746, -104), exp_high = REAL(710, 89);   /* beyond these e^x rounds to 0, to infinity */
 
-static ALWAYS_INLINE vreal v_exp_not_large(vreal x)
+/* e^x = (a q + a) b, 2^k = a b. Monotone. */
+static ALWAYS_INLINE vreal v_exp(vreal x)
 {
     vint t;
     vreal b;
     const vreal q = v_exp_parts(CAREFUL, x, (vreal){0}, 2 * BIAS, &t), a = v_power2_split(t, &b);
-    return v_drop(x < exp_low, v_fma(a, q, a) * b);
-}
-
-/* e^x. Monotone. */
-static ALWAYS_INLINE vreal v_exp(vreal x)
-{
-    return v_select(x > exp_high, v_set(INF), v_exp_not_large(x));
+    return v_select(x > exp_high, v_set(INF), v_drop(x < exp_low, v_fma(a, q, a) * b));
 }
 
 /* e^x - 1 = b (a q + (a - 1/b)), 2^k = a b. */
@@ -132,8 +127,8 @@ static ALWAYS_INLINE vreal v_log_split(vreal u, vreal *k, vreal *scale)
     return (vreal)((i & mask) + v_int(SQRT_HALF_BITS)) - 1;
 }
 
-/* k ln2 + log(1 + f). P has degree 2 (6); its error makes 8e-10 (1.4e-18) of log(1 + f). */
-static ALWAYS_INLINE vreal v_log_join(vreal f, vreal k)
+/* k ln2 + log(1 + f) - less. P has degree 2 (6); its error makes 8e-10 (1.4e-18) of log(1 + f). */
+static ALWAYS_INLINE vreal v_log_join(vreal f, vreal k, vreal less)
 {
 #ifdef FBP_DOUBLE
     static const real p[] = {0x1.5555555555593p-1, 0x1.999999997f9fbp-2, 0x1.249249422a09p-2, 0x1.c71c51d80a963p-3,
@@ -143,7 +138,7 @@ static ALWAYS_INLINE vreal v_log_join(vreal f, vreal k)
 #endif
     const vreal s = f / (2 + f), z = s * s, h = (real)0.5 * f * f;
     const vreal correction = h - v_fma(s, v_fma(z, HORNER(z, p), h), k * ln2_lo);
-    return v_fma(k, v_set(ln2_hi), f - correction);
+    return v_fma(k, v_set(ln2_hi), f - correction - less);
 }
 
 /* y for 0 < u < infinity, otherwise log(u): -infinity, NaN (all bits set), infinity or the NaN that u is */
@@ -159,7 +154,7 @@ static ALWAYS_INLINE vreal v_log(vreal x)
     const vint subnormal = x < MIN_NORMAL;
     vreal k, scale;
     const vreal f = v_log_split(v_select(subnormal, x * (real)UNIT, x), &k, &scale);
-    return v_log_special(x, v_log_join(f, k - v_keep(subnormal, v_set(MANTISSA))));
+    return v_log_special(x, v_log_join(f, k - v_keep(subnormal, v_set(MANTISSA)), (vreal){0}));
 }
 
 /* log(1 + x) = log(u + lost), u = 1 + x rounded: f takes lost/2^k, so that f = x for small x. */
@@ -167,16 +162,20 @@ static ALWAYS_INLINE vreal v_log1p(vreal x)
 {
     vreal k, scale;
     const vreal u = 1 + x, back = u - 1, lost = (1 - (u - back)) + (x - back), f = v_log_split(u, &k, &scale);
-    const vreal y = v_log_join(v_fma(lost, v_keep(u < (real)UNIT * (real)UNIT, scale), f), k);
+    const vreal y = v_log_join(v_fma(lost, v_keep(u < (real)UNIT * (real)UNIT, scale), f), k, (vreal){0});
     return v_log_special(u, v_signed(y, x));
 }
 
-/* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). */
+/* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). For x > 0 the two move against each other, and a rounding in between would
+ * make the result a sawtooth: hence e^-|x| = e + rest, and ln2 is added last. */
 static ALWAYS_INLINE vreal v_softplus(vreal x)
 {
-    vreal k, scale;
-    const vreal e = v_exp_not_large(-v_abs(x)), u = 1 + e, f = v_log_split(u, &k, &scale);
-    return v_max(v_set(0), x) + v_log_join(v_fma((1 - u) + e, scale, f), k);
+    vint t;
+    vreal b, k, scale;
+    const vreal y = -v_abs(x), q = v_exp_parts(CAREFUL, y, (vreal){0}, 2 * BIAS, &t), a = v_power2_split(t, &b);
+    const vreal head = v_fma(a, q, a), rest = v_drop(y < exp_low, v_fma(a, q, a - head) * b);
+    const vreal e = v_drop(y < exp_low, head * b), u = 1 + e, f = v_log_split(u, &k, &scale);
+    return v_log_join(v_fma((1 - u) + e + rest, scale, f), k, v_min(v_set(0), -x));
 }
 
 /* tanh(a) = a - a^3/B(a^2) for a <= 1, B of degree 3 (7), and 1 - 1/D for a >= 1, D = (1 + e^2a)/2. One expression does both:

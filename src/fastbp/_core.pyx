@@ -2,6 +2,9 @@
 """The only file that sees C. Memory safety ends here: every pointer that goes down comes from an array whose type, layout and size
 have been checked in this file, and is held by a reference for as long as C runs without the GIL."""
 
+from time import monotonic
+
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -32,6 +35,7 @@ cdef extern from "fastbp.h" nogil:
     int fbp_set_own_thread_limit(int threads)
     int fbp_threads_for(double work)
     double fbp_set_grain(double multiply_adds)
+    int fbp_grain_forced()
 
     enum: FBP_IDENTITY, FBP_RELU, FBP_LEAKY_RELU, FBP_SIGMOID, FBP_TANH, FBP_ELU, FBP_EXP, FBP_SOFTPLUS, FBP_GELU, FBP_SILU
     enum: FBP_MSE, FBP_L1, FBP_HUBER, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY
@@ -468,6 +472,12 @@ cdef class Program:
             free(memory)
         return out
 
+    def release(self):
+        """Gives the frame's memory back until it is used again; the values that `backward` needs go with it."""
+        if self.running != 1 + fbp_forked():
+            free(self.memory)
+            self.memory, self.frame_threads = NULL, 0
+
     cdef int enter(self, int threads) except -1:
         """Marks the frame as in use and makes sure that it has memory for this many threads."""
         if self.running == 1 + fbp_forked():
@@ -510,7 +520,7 @@ cdef class Program:
         return out
 
     def backward(self, params, grads, cnp.ndarray dout):
-        """Fills grads from dL/doutput (B, O) of the last forward batch; returns dL/dinput (B, I)."""
+        """Fills grads from dL/doutput (B, O) of the last forward batch; returns dL/dinput (B, I), or None for a program without it."""
         cdef ptrdiff_t B = self.frame.rows
         cdef const void *d = data(dout, self.type, B * self.outputs)
         cdef int threads = fbp_program_threads(&self.c, B, 2)
@@ -520,6 +530,8 @@ cdef class Program:
             self.frame.grads = data(grads, self.type, self.parameters, True) if self.parameters else NULL
             with nogil:
                 fbp_backward(&self.frame, d, threads)
+            if self.frame.gradient[self.c.input] == NULL:
+                return None
             dx = empty(self.type, B, self.inputs)
             memcpy(cnp.PyArray_DATA(dx), self.frame.gradient[self.c.input], B * self.inputs * self.c.table.size)
         finally:
@@ -537,6 +549,8 @@ cdef class Run:
     cdef Program program
     cdef object held               # every array whose memory C uses
     cdef object epoch              # the order and learning rates of the running epoch
+    cdef int most_threads, threads # what the work deserves; what has been fastest lately
+    cdef double team_rate, trial_at, trial_gap
 
     def __cinit__(self, Program program, LossRule loss, UpdateRule update, params, grads, state1, state2, x, t, label, w,
                   ptrdiff_t batch_size, outputs, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps):
@@ -560,10 +574,11 @@ cdef class Run:
         self.c.wants_accuracy = threshold is not None
         self.c.threshold = 0 if threshold is None else threshold
         self.c.steps = steps
-        self.c.threads = fbp_program_threads(&program.c, min(batch, n), 3)
-        self.c.partial = <double *>allocate(fbp_partials(batch, program.parameters, self.c.threads) * sizeof(double))
+        self.most_threads = self.threads = fbp_program_threads(&program.c, min(batch, n), 3)
+        self.trial_at = INFINITY if self.most_threads == 1 or fbp_grain_forced() else 0
+        self.c.partial = <double *>allocate(fbp_partials(batch, program.parameters, self.most_threads) * sizeof(double))
         self.c.frame = &program.frame
-        program.enter(self.c.threads)
+        program.enter(self.most_threads)
         program.running = 0
         program.frame.params = self.c.params
         program.frame.grads = data(grads, type, program.parameters, True) if program.parameters else NULL
@@ -589,19 +604,48 @@ cdef class Run:
     def advance(self, double seconds, ptrdiff_t batches=0):
         """Runs whole steps for about this long, at least one; `batches` > 0: that many at most. Returns the status."""
         cdef ptrdiff_t end = self.c.batches
-        self.program.enter(self.c.threads)
-        self.c.seconds = seconds
+        cdef double start = monotonic()
+        self.program.enter(self.most_threads)
         if 0 < batches < end - self.c.batch:
             self.c.batches = self.c.batch + batches
         try:
-            with nogil:
-                fbp_train(&self.c)
+            if start >= self.trial_at:
+                self.choose_threads(seconds)
+            else:
+                self.c.status = FBP_RUNNING
+            if self.c.status == FBP_RUNNING and (self.c.batches > self.c.batch):
+                rate = self.run_steps(self.threads, seconds - (monotonic() - start))
+                if self.threads > 1 and rate < 0.6 * self.team_rate:   # a core is not there any more
+                    self.trial_at = min(self.trial_at, monotonic())
         finally:
             self.program.running = 0
             self.c.batches = end
         if self.c.status == FBP_DONE and self.c.batch < end:
             self.c.status = FBP_RUNNING
         return self.c.status
+
+    cdef double run_steps(self, int threads, double seconds) except -1:
+        """Whole steps for about this long, at least one; returns steps a second."""
+        cdef ptrdiff_t before = self.c.batch
+        cdef double start = monotonic()
+        self.c.threads, self.c.seconds = threads, seconds
+        with nogil:
+            fbp_train(&self.c)
+        return (self.c.batch - before) / (monotonic() - start + 1e-9)
+
+    cdef int choose_threads(self, double seconds) except -1:
+        """Tries the whole team and one thread for a moment each: a second core may be slower than none when somebody else uses it. What is
+        tried is training all the same, since results do not depend on it; so it is tried again, seldom while the answer stays."""
+        cdef double alone, trial = 0.1 * min(seconds, 1.0)
+        cdef int before = self.threads
+        self.team_rate = self.run_steps(self.most_threads, trial)
+        self.threads = self.most_threads
+        if self.c.status == FBP_RUNNING and self.team_rate * 0.025 > 1:   # a long step lets a late thread catch up
+            alone = self.run_steps(1, trial)
+            self.threads = 1 if alone > self.team_rate else self.most_threads
+        self.trial_gap = min(2 * self.trial_gap, 4.0) if self.threads == before and self.trial_gap > 0 else 0.25
+        self.trial_at = monotonic() + self.trial_gap
+        return 0
 
     def rewind(self, int64_t steps, uint64_t dropout_step):
         """Sets the counters back to those of a snapshot."""
@@ -710,10 +754,10 @@ cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
         raise ValueError("expected an aligned matrix")
     m.p = cnp.PyArray_DATA(a)
     m.row, m.col = cnp.PyArray_STRIDE(a, 0) // size, cnp.PyArray_STRIDE(a, 1) // size
-    if cnp.PyArray_DIM(a, 1) <= 1:
+    if cnp.PyArray_DIM(a, 1) <= 1:   # the stride of a single row or column means nothing
         m.col = 1
-    if cnp.PyArray_DIM(a, 0) <= 1 and m.col != 1:
-        m.row = 1
+    if cnp.PyArray_DIM(a, 0) <= 1:
+        m.row = cnp.PyArray_DIM(a, 1) if m.col == 1 else 1
     if not (m.row == 1 or m.col == 1) or m.row < 0 or m.col < 0:
         raise ValueError("expected a matrix with contiguous rows or columns")
     return m

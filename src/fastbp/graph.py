@@ -47,6 +47,7 @@ class Layer:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config().items())})"
 
 
+PROGRAMS_KEPT = 8
 KINDS: dict[str, type[Layer]] = {}   # what a model file may name; filled by layers.py
 
 
@@ -99,10 +100,11 @@ class Model:
         self._pending: _core.Program | None = None   # holds the batch that backward may be called for
         self._parameters = MappingProxyType(self.views(self._flat_parameters))
         self._gradients = MappingProxyType(self.views(self._flat_gradients))
-        self._predictor: _core.Program | None = None
+        self._predictor: _core.Program | None = None   # what predict used last
+        self._stepper: _core.Program | None = None     # what forward used last
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = {"in_use", "_programs", "_pending", "_parameters", "_gradients", "_predictor", "_flat_gradients"}
+        derived = {"in_use", "_programs", "_pending", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients"}
         return {key: value for key, value in self.__dict__.items() if key not in derived} | {"optimizer": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -199,12 +201,18 @@ class Model:
     # ---- running -------------------------------------------------------------------------------------------------------------------------
 
     def compile(self, *, capacity: int, training: bool, inputs: int, output: int | None = None, input_gradient: bool = False) -> _core.Program:
-        """A program for batches of up to `capacity` rows of `inputs` features."""
-        nodes = self.nodes
-        if self.inputs is None:
-            nodes = tuple(Node(node.layer, node.reads, inputs) for node in nodes)
-        return compiler.compile_graph(nodes, self.output if output is None else output, dtype=self._dtype, capacity=capacity, training=training,
-                                      places=self._places, parameters=self._flat_parameters.size, input_gradient=input_gradient)
+        """A program for batches of up to `capacity` rows of `inputs` features; the one made before where it is the same."""
+        key = capacity, training, inputs, output, input_gradient
+        if key not in self._programs:
+            nodes = self.nodes
+            if self.inputs is None:
+                nodes = tuple(Node(node.layer, node.reads, inputs) for node in nodes)
+            if len(self._programs) >= PROGRAMS_KEPT:
+                self._programs.clear()
+            self._programs[key] = compiler.compile_graph(
+                nodes, self.output if output is None else output, dtype=self._dtype, capacity=capacity, training=training,
+                places=self._places, parameters=self._flat_parameters.size, input_gradient=input_gradient)
+        return self._programs[key]
 
     def predict(self, x: Any) -> np.ndarray:
         """f(x): (B, in) -> (B, out), in evaluation mode, without keeping anything; a fresh array. NaN and infinities propagate.
@@ -226,10 +234,9 @@ class Model:
         """f(x) as a fresh array, keeping what `backward` needs. `training` switches dropout on."""
         x = arrays.matrix("x", x, self._dtype, columns=self.inputs)
         training = arrays.flag("training", training)
-        program = self._programs.get(x.shape[1])
-        if program is None or program.capacity < len(x):
-            program = self.compile(capacity=max(len(x), 1), training=True, inputs=x.shape[1], input_gradient=True)
-            self._programs = {x.shape[1]: program}
+        program = self._stepper
+        if program is None or program.inputs != x.shape[1] or program.capacity < len(x):
+            program = self._stepper = self.compile(capacity=max(len(x), 1), training=True, inputs=x.shape[1], input_gradient=True)
         out = program.forward(self._flat_parameters, x, training, self.seed, self.steps)
         self._pending = program
         self._pending_shape = out.shape

@@ -42,13 +42,13 @@ class History:
             import matplotlib.pyplot as plt
 
             ax = plt.figure(figsize=(7, 4), layout="constrained").subplots()
-        other = None
+        other, colours = None, {}   # a curve and its validation share a colour
         for name, values in self.history.items():
             target = ax
             if not name.endswith("loss"):
                 target = other = other or ax.twinx()
             target.plot(range(1, len(values) + 1), values, "--" if name.startswith("val_") else "-", label=name,
-                        color=f"C{sorted(n.removeprefix('val_') for n in self.history).index(name.removeprefix('val_'))}")
+                        color=colours.setdefault(name.removeprefix("val_"), f"C{len(colours)}"))
         ax.set(xlabel="epoch", ylabel="loss")
         if other is not None:
             other.set_ylabel("metric")
@@ -190,7 +190,7 @@ class _NativeRun:
         if isinstance(loss, BCELoss) and getattr(_last(model)[0], "function", None) == "sigmoid":   # MATH.md §5: the pair in its simplified form, p - y
             output, loss, self._through_sigmoid = model.nodes[_last(model)[1]].reads[0], BCEWithLogitsLoss(loss.reduction), True
         self.model, self.data, self.metrics = model, data, metrics
-        program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], output=output)
+        program = self.program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], output=output)
         wants_outputs = any(callable(metric) for metric in metrics.values())
         self._outputs = np.empty((len(data), program.outputs), model.dtype) if wants_outputs else None
         self._gradients = arrays.aligned_zeros(model.flat_parameters.size, model.dtype)
@@ -220,7 +220,7 @@ class _PythonRun:
     def __init__(self, model: Any, loss: Any, optimizer: Optimizer, data: _Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
         self.model, self.loss, self.optimizer, self.data, self.metrics = model, loss, optimizer, data, metrics
         self.batch_size = batch_size
-        self.program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], input_gradient=True)
+        self.program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1])
         self.rule = optimizer.rule(model, clip_norm)
         self.gradients = arrays.aligned_zeros(model.flat_parameters.size, model.dtype)
         self.outputs = np.empty((len(data), self.program.outputs), model.dtype) if metrics else None
@@ -416,6 +416,7 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
             _call(callbacks, "on_train_end", model)
     finally:
         if run is not None:
+            run.program.release()
             optimizer.steps, model.steps = run.run.steps, run.run.dropout_step
             model.optimizer = None
             model.parameters_changed()
