@@ -11,18 +11,17 @@
  * run through the formula as well; what comes out is replaced at the end, which costs less latency than a clamp at the
  * start. These comparisons are false for NaN, which therefore passes through the formula to the result.
  *
- * The comment at each function gives its largest error in ULP of the exact value: for float over all 2^32 arguments, for
- * double over some 10^7 random ones (in brackets: in the class without FMA). "Monotone" was checked for all floats. */
+ * The figures at the functions are the largest errors in ULP of the exact value: for float over all 2^32 arguments, in
+ * brackets for double over 10^7 random and special ones. Without FMA they are at most 0.7 larger, but 5.2 for gelu in
+ * float. "Monotone" means: no exception between any two neighbouring floats. */
 
 #ifdef FBP_DOUBLE
-typedef uint64_t vuint __attribute__((vector_size(VBYTES)));
 #define MANTISSA 52
 #define BIAS 1023
 #define SQRT_HALF_BITS ((ireal)0x3fe6a09e667f3bcd)
 #define MIN_NORMAL 0x1p-1022
 #define REAL(for_double, for_float) (for_double)
 #else
-typedef uint32_t vuint __attribute__((vector_size(VBYTES)));
 #define MANTISSA 23
 #define BIAS 127
 #define SQRT_HALF_BITS ((ireal)0x3f3504f3)
@@ -98,7 +97,7 @@ static ALWAYS_INLINE vreal v_power2_split(vint t, vreal *b)
 
 static const real exp_low = REAL(-746, -104), exp_high = REAL(710, 89);   /* beyond these e^x rounds to 0, to infinity */
 
-/* e^x = (a q + a) b, 2^k = a b. Monotone. */
+/* e^x = (a q + a) b, 2^k = a b. 0.90 (0.90) ULP. Monotone. */
 static ALWAYS_INLINE vreal v_exp(vreal x)
 {
     vint t;
@@ -107,7 +106,7 @@ static ALWAYS_INLINE vreal v_exp(vreal x)
     return v_select(x > exp_high, v_set(INF), v_drop(x < exp_low, v_fma(a, q, a) * b));
 }
 
-/* e^x - 1 = b (a q + (a - 1/b)), 2^k = a b. */
+/* e^x - 1 = b (a q + (a - 1/b)), 2^k = a b. 1.61 (1.60) ULP. */
 static ALWAYS_INLINE vreal v_expm1(vreal x)
 {
     vint t;
@@ -148,7 +147,7 @@ static ALWAYS_INLINE vreal v_log_special(vreal u, vreal y)
     return v_select((u > 0) & (u < INF), y, special);
 }
 
-/* log(x). */
+/* log(x). 0.83 (0.79) ULP. */
 static ALWAYS_INLINE vreal v_log(vreal x)
 {
     const vint subnormal = x < MIN_NORMAL;
@@ -157,7 +156,7 @@ static ALWAYS_INLINE vreal v_log(vreal x)
     return v_log_special(x, v_log_join(f, k - v_keep(subnormal, v_set(MANTISSA)), (vreal){0}));
 }
 
-/* log(1 + x) = log(u + lost), u = 1 + x rounded: f takes lost/2^k, so that f = x for small x. */
+/* log(1 + x) = log(u + lost), u = 1 + x rounded: f takes lost/2^k, so that f = x for small x. 1.40 (1.19) ULP. */
 static ALWAYS_INLINE vreal v_log1p(vreal x)
 {
     vreal k, scale;
@@ -167,7 +166,7 @@ static ALWAYS_INLINE vreal v_log1p(vreal x)
 }
 
 /* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). For x > 0 the two move against each other, and a rounding in between would
- * make the result a sawtooth: hence e^-|x| = e + rest, and ln2 is added last. */
+ * make the result a sawtooth: hence e^-|x| = e + rest, and ln2 is added last. 1.67 (1.52) ULP. */
 static ALWAYS_INLINE vreal v_softplus(vreal x)
 {
     vint t;
@@ -178,10 +177,10 @@ static ALWAYS_INLINE vreal v_softplus(vreal x)
     return v_log_join(v_fma((1 - u) + e + rest, scale, f), k, v_min(v_set(0), -x));
 }
 
-/* tanh(a) = a - a^3/B(a^2) for a <= 1, B of degree 3 (7), and 1 - 1/D for a >= 1, D = (1 + e^2a)/2. One expression does both:
- * c - c^3/max(B(c^2), D), c = min(a, 1), since D < B before a = 1, where they meet, and B stays constant after it.
- * D, at most a quarter of whose relative error arrives in the result, takes 2^f, |f| <= 1/2, of degree 5 (10) and a plain
- * reduction. Every step is monotone in itself or corrects little, so the result is monotone. Odd bit for bit. */
+/* tanh(a) = a - a^3/B(a^2) for a <= 1, B of degree 3 (7), and 1 - 1/D for a >= 1, D = (1 + e^2a)/2. One expression does
+ * both: c - c^3/max(B(c^2), D), c = min(a, 1), because D < B before a = 1, where they meet, and B stays constant after it.
+ * Only a quarter of the relative error of D arrives in the result, so a plain reduction and 2^f of degree 5 (10),
+ * |f| <= 1/2, will do. 1.29 (1.60) ULP. Monotone, odd bit for bit, never beyond 1. */
 static ALWAYS_INLINE vreal v_tanh(vreal x)
 {
 #ifdef FBP_DOUBLE
@@ -217,7 +216,7 @@ static ALWAYS_INLINE vreal v_logistic_divisor(vreal x, vreal *q, vreal *power)
     return sum + v_fma(*power, *q, lost);
 }
 
-/* 1/(1 + e^-x) = c/D. Monotone, within [0, 1]. */
+/* 1/(1 + e^-x) = c/D. 1.72 (1.66) ULP. Monotone, within [0, 1]. */
 static ALWAYS_INLINE vreal v_sigmoid(vreal x)
 {
     vreal q, power;
@@ -225,7 +224,7 @@ static ALWAYS_INLINE vreal v_sigmoid(vreal x)
     return v_select(x > 40, v_set(1), v_drop(x < exp_low, y));
 }
 
-/* x/(1 + e^-x) = x c/D; here c = 1 unless x is far out, for the sake of subnormal x. */
+/* x/(1 + e^-x) = x c/D; here c = 1 unless x is far out, for the sake of subnormal x. 2.45 (2.36) ULP. */
 static ALWAYS_INLINE vreal v_silu(vreal x)
 {
     vint t;
@@ -237,7 +236,7 @@ static ALWAYS_INLINE vreal v_silu(vreal x)
 }
 
 /* s (1 + x w), s = 1/(1 + e^-x), w = 1 - s = e^-x s, of which the first form is accurate for x < 0, the other for x > 0.
- * */
+ * 3.43 (3.26) ULP; within 0.6 of the zero at -1.278 0.75 units of 2^-24 (2^-53). */
 static ALWAYS_INLINE vreal v_silu_derivative(vreal x)
 {
     vreal q, power;
@@ -252,10 +251,10 @@ static ALWAYS_INLINE vreal v_silu_derivative(vreal x)
  * F/(a + b) is smooth and never small, so the result keeps its relative accuracy all the way down the tail. */
 #ifdef FBP_DOUBLE
 static const real phi_b = 3.5, phi_center = 0.4375, phi_end = 38.7;
-static const real phi_f[] = {0x1.a3fa7f6239483p-1, -0x1.4ccae535b3eep+0, 0x1.7116b777fedf8p+0, -0x1.fa5c0fccd1435p-1, 0x1.9e8c4be1bb6fp-3,
-    0x1.1c2e2d08a735dp-2, -0x1.558a70b93c888p-3, -0x1.c715492c4e60ap-4, 0x1.7492d859ead1p-4, 0x1.28a66e1ff5232p-4,
-    -0x1.59955a5721e46p-5, -0x1.e3166a69e5043p-5, 0x1.f60b2037ca60ap-8, 0x1.74f4a21a664e8p-5, 0x1.190da2b218fcbp-6,
-    -0x1.a1369ab395cf8p-6, -0x1.e85772badd027p-6, 0x1.dec3eb71fb7d1p-11, 0x1.c19938c43f406p-6,
+static const real phi_f[] = {0x1.a3fa7f6239483p-1, -0x1.4ccae535b3eep+0, 0x1.7116b777fedf8p+0, -0x1.fa5c0fccd1435p-1,
+    0x1.9e8c4be1bb6fp-3, 0x1.1c2e2d08a735dp-2, -0x1.558a70b93c888p-3, -0x1.c715492c4e60ap-4, 0x1.7492d859ead1p-4,
+    0x1.28a66e1ff5232p-4, -0x1.59955a5721e46p-5, -0x1.e3166a69e5043p-5, 0x1.f60b2037ca60ap-8, 0x1.74f4a21a664e8p-5,
+    0x1.190da2b218fcbp-6, -0x1.a1369ab395cf8p-6, -0x1.e85772badd027p-6, 0x1.dec3eb71fb7d1p-11, 0x1.c19938c43f406p-6,
     0x1.3ab6ee3d3122ep-6, -0x1.d281e8eb79184p-7, -0x1.8cb2b8f04e303p-6, 0x1.555f29a33d2f3p-9, 0x1.9d242385c3fdap-7};
 #else
 static const real phi_b = 3.5f, phi_center = 0.1875f, phi_end = 14.6f;
@@ -274,7 +273,7 @@ static ALWAYS_INLINE vreal v_times_gauss(vreal v, vreal a)
     return v_fma(v, q, v) * scale;
 }
 
-/* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. */
+/* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. 3.83 (3.74) ULP. */
 static ALWAYS_INLINE vreal v_gelu(vreal x)
 {
     const vreal a = v_abs(x), g = a / (a + phi_b), c = g - phi_center;
@@ -282,7 +281,8 @@ static ALWAYS_INLINE vreal v_gelu(vreal x)
     return v_signed(v_max(v_set(0), x) - v_drop(a > phi_end, below), x);
 }
 
-/* Phi(x) + x phi(x), at -a: e^(-a^2/2) (F/(a + b) - a/sqrt(2 pi)); at a: 1 minus that. */
+/* Phi(x) + x phi(x), at -a: e^(-a^2/2) (F/(a + b) - a/sqrt(2 pi)); at a: 1 minus that.
+ * 3.21 (3.26) ULP; within 0.6 of the zero at -0.752 1.51 units of 2^-24 (2^-53). */
 static ALWAYS_INLINE vreal v_gelu_derivative(vreal x)
 {
     const real density = REAL(0x1.9884533d43651p-2, 0x1.988454p-2f);   /* 1/sqrt(2 pi) */
