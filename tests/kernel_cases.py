@@ -1,9 +1,11 @@
 """What the tests of the kernels share: instruction sets, seam sizes, teams of threads, arrays at chosen addresses."""
 import ctypes
 import ctypes.util
+import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import mpmath as mp
 import numpy as np
 import pytest
 
@@ -44,6 +46,15 @@ def tile(isa, dtype):
 # --- threads ------------------------------------------------------------------------------------------------
 
 THREADS = (1, 2, 3, 7)
+
+
+def for_every_number_of_threads(compute):
+    """[compute()] with 1, 2, 3 and 7 threads; the one to call once per test, for OpenMP takes its time to change a team's size"""
+    results = []
+    for n in THREADS:
+        with team(n):
+            results.append(compute())
+    return results
 
 
 @contextmanager
@@ -98,7 +109,23 @@ def bits(array):
 
 
 def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(bits(a), bits(b))
+    return a.dtype == b.dtype and a.shape == b.shape and (a.tobytes() == b.tobytes() or np.array_equal(bits(a), bits(b)))
+
+
+# --- exact numbers ------------------------------------------------------------------------------------------
+
+
+def extended(value):
+    """mpmath's number in NumPy's widest type"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # out of its range: 0 or infinity
+        return np.longdouble(mp.nstr(value, 25, min_fixed=1, max_fixed=0))
+
+
+def representable(exact, dtype):
+    """`exact`, infinite where it exceeds the largest number of dtype by half a unit in the last place or more"""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(np.isinf(np.asarray(exact).astype(dtype)), np.sign(exact) * np.inf, exact)
 
 
 # --- one rounding -------------------------------------------------------------------------------------------

@@ -3,15 +3,15 @@
 Every function runs through the kernels' table as the layers do; those that fastbp.kernels offers run through it.
 """
 import functools
-import warnings
 
 import mpmath as mp
 import numpy as np
 import pytest
 import reference
-from kernel_cases import FUSED, ISAS, THREADS, Framed, isa, placed, same_bits, selected, team, tile  # noqa: F401
+from kernel_cases import FUSED, ISAS, Framed, extended, for_every_number_of_threads, isa, placed, representable, same_bits, selected, tile  # noqa: F401
 from tolerance import elementwise_ulp, ulp_error, unit_roundoff
 
+import fastbp as fb
 from fastbp import _core
 from fastbp import kernels as K
 
@@ -53,11 +53,6 @@ IN_DOUBLE = {name: getattr(reference, f"{name}_forward") for name in FUNCTIONS i
 DERIVATIVE_IN_DOUBLE = {name: lambda x, name=name: getattr(reference, f"{name}_backward")(x, 1.0) for name in FROM_INPUT}
 
 
-def rounded_beyond(exact, dtype):
-    """What exceeds the largest number of dtype by half a unit in the last place or more is infinite in it"""
-    return np.where(np.isinf(np.asarray(exact).astype(dtype)), np.sign(exact) * np.inf, exact)
-
-
 @functools.cache
 def in_double(name, table="value"):
     """The function on SWEEP, for float32"""
@@ -66,7 +61,7 @@ def in_double(name, table="value"):
     y = function(x)
     for at, limit in LIMITS.get(name, {}).items():
         y = np.where(x == at, limit, y)
-    return rounded_beyond(y, np.float32)
+    return representable(y, np.float32)
 
 
 @functools.cache
@@ -81,11 +76,9 @@ def at_50_digits(name, dtype, table="value"):
             with np.errstate(all="ignore"):
                 return LIMITS.get(name, {}).get(x, (IN_DOUBLE if table == "value" else DERIVATIVE_IN_DOUBLE)[name](np.float64(x)))
         with mp.workdps(50):
-            return np.longdouble(mp.nstr(function(mp.mpf(float(x))), 25, min_fixed=1, max_fixed=0))
+            return extended(function(mp.mpf(float(x))))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return rounded_beyond(np.array([value(x) for x in points(dtype)], np.longdouble), dtype)
+    return representable(np.array([value(x) for x in points(dtype)], np.longdouble), dtype)
 
 
 # --- the arguments ----------------------------------------------------------------------------------------------------
@@ -156,7 +149,7 @@ def second_term(name, x):
 def test_derivative_taken_at_the_input_is_accurate(isa, dtype, name):
     """Within the function's ULP of the larger of the two terms that it is the sum of"""
     info = np.finfo(dtype)
-    for x, exact in [(points(dtype), at_50_digits(name, dtype, "derivative"))] + [(SWEEP[::7], in_double(name, "derivative")[::7])] * (dtype == "float32"):
+    for x, exact in [(points(dtype), at_50_digits(name, dtype, "derivative"))] + [(SWEEP[::7].copy(), in_double(name, "derivative")[::7])] * (dtype == "float32"):
         actual = backward(name, x, np.ones_like(x))
         limit = np.isinf(x)
         assert np.array_equal(actual[limit], (x[limit] > 0).astype(dtype))
@@ -230,12 +223,12 @@ def test_range_of_sigmoid_and_tanh(isa, dtype):
 
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "elu", "gelu", "silu"])
 def test_function_keeps_the_sign_of_its_argument(isa, dtype, name):
-    """Also where it underflows, and of zero"""
+    """Also where it underflows, and of zero; but what ReLU cuts off is +0"""
     x = points(dtype)[~np.isnan(points(dtype))]
     y = forward(name, x)
     assert not np.signbit(y[x > 0]).any()
     if name == "relu":
-        assert not y[x <= 0].any()
+        assert not y[x <= 0].any() and not np.signbit(y).any()
     else:
         assert np.signbit(y[np.signbit(x)]).all()
         assert np.array_equal(np.signbit(y[x == 0]), np.signbit(x[x == 0]))
@@ -279,12 +272,9 @@ def test_element_of_a_derivative_does_not_depend_on_its_position(isa, dtype, nam
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_is_the_same_for_every_number_of_threads(isa, dtype, rng, name):
     """Shares are whole multiples of 1024 elements"""
-    for n in (1025, 7 * 1024 + 1):
-        x, dy = rng.standard_normal((2, n)).astype(dtype)
-        expected = forward(name, x), backward(name, x, dy)
-        for threads in THREADS[1:]:
-            with team(threads):
-                assert same_bits(forward(name, x), expected[0]) and same_bits(backward(name, x, dy), expected[1]), (n, threads)
+    cases = [rng.standard_normal((2, n)).astype(dtype) for n in (1023, 1025, 7 * 1024 + 1)]
+    results = for_every_number_of_threads(lambda: [f for x, dy in cases for f in (forward(name, x), backward(name, x, dy))])
+    assert all(same_bits(a, b) for result in results for a, b in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -387,11 +377,15 @@ def test_softmax_of_a_row_does_not_depend_on_the_others(isa, dtype, rng):
     for columns in (1, 3, 16, 35, 70):
         s = (5 * rng.standard_normal((113, columns))).astype(dtype)
         together = K.softmax(s)
-        assert all(same_bits(K.softmax(placed(s[i : i + 1], 4 * i // s.itemsize * s.itemsize % 64)), together[i : i + 1]) for i in range(len(s)))
-        for threads in THREADS:
-            with team(threads):
-                assert same_bits(K.softmax(s), together)
+        assert all(same_bits(K.softmax(placed(s[i : i + 1], 8 * i % 64)), together[i : i + 1]) for i in range(len(s)))
         assert K.softmax(s, s) is s and same_bits(s, together)
+
+
+def test_softmax_is_the_same_for_every_number_of_threads(isa, dtype, rng):
+    """Shares are whole multiples of 16 rows"""
+    cases = [(5 * rng.standard_normal((rows, 35))).astype(dtype) for rows in (1, 17, 113)]
+    results = for_every_number_of_threads(lambda: [K.softmax(s) for s in cases])
+    assert all(same_bits(a, b) for result in results for a, b in zip(result, results[0], strict=True))
 
 
 def test_softmax_is_the_same_for_every_instruction_set(dtype, rng):
@@ -401,6 +395,23 @@ def test_softmax_is_the_same_for_every_instruction_set(dtype, rng):
         with selected(name):
             results.append(K.softmax(s))
     assert all(same_bits(result, results[0]) for result in results)
+
+
+def test_derivative_of_softmax(isa, dtype, rng):
+    """y (dy - sum of dy y), through a layer without effect of its own: within the roundings of y, of the sum and of three operations, and the
+    same for every number of threads"""
+    wide = np.longdouble if dtype == "float64" else np.float64
+    for rows, n in [(3, 1), (5, tile(isa, dtype).VL + 1), (65, 37)]:
+        x, dy = rng.standard_normal((2, rows, n)).astype(dtype)
+        model = fb.Sequential(fb.Linear(n, n, bias=False), fb.Softmax(), dtype=dtype, seed=0)
+        model.parameters["0.weight"][:] = np.eye(n)
+        results = for_every_number_of_threads(lambda: (model.forward(x), model.backward(dy)))
+        assert all(same_bits(a, b) for result in results for a, b in zip(result, results[0], strict=True))
+        y, dx = results[0]
+        assert same_bits(y, K.softmax(x))
+        gauge = y * (np.abs(dy) + (np.abs(dy) * y).sum(1, keepdims=True))
+        exact = y.astype(wide) * (dy - (dy.astype(wide) * y).sum(1, keepdims=True))
+        assert (np.abs(dx - exact) <= 4 * unit_roundoff(dtype) * gauge).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (5, 1)])
@@ -427,7 +438,7 @@ def test_function_of_every_float32_number(name, only_when_asked, capsys):
     for first in range(0, 2**32, chunk):
         x = np.arange(first, first + chunk, dtype=np.uint64).astype(np.uint32).view(np.float32)
         x = x[::-1] if first >= 2**31 else x  # ascending from here on, though the chunks of the negative numbers come in descending order
-        exact = rounded_beyond(IN_DOUBLE[name](x.astype(np.float64)), np.float32)
+        exact = representable(IN_DOUBLE[name](x.astype(np.float64)), np.float32)
         for at, limit in LIMITS.get(name, {}).items():
             exact = np.where(x == at, limit, exact)
         same = None

@@ -12,7 +12,7 @@ import pytest
 import reference
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernel_cases import FUSED, ISAS, THREADS, Framed, fused_multiply_add, isa, same_bits, selected, team, tile, whole_numbers  # noqa: F401
+from kernel_cases import FUSED, ISAS, THREADS, Framed, for_every_number_of_threads, fused_multiply_add, isa, same_bits, selected, team, tile, whole_numbers  # noqa: F401
 from tolerance import gauge_bound
 
 import fastbp as fb
@@ -277,11 +277,9 @@ def shapes(t):
 
 @every_orientation
 def test_product_is_the_same_for_every_number_of_threads(isa, dtype, product):
-    for shape in [*shapes(tile(isa, dtype)), (101, 103, 107), (2, 515, 300), (515, 2, 300)]:
-        expected = product(dtype, *shape, whole=False)
-        for threads in THREADS:
-            with team(threads):
-                assert same_bits(product(dtype, *shape, whole=False), expected), (shape, threads)
+    cases = [*shapes(tile(isa, dtype)), (101, 103, 107), (2, 515, 300), (515, 2, 300)]
+    results = for_every_number_of_threads(lambda: [product(dtype, *shape, whole=False) for shape in cases])
+    assert all(same_bits(a, b) for result in results for a, b in zip(result, results[0], strict=True))
 
 
 @every_orientation
@@ -296,11 +294,11 @@ def test_product_is_the_same_for_every_instruction_set(dtype, product):
 
 def test_sums_are_the_same_for_every_instruction_set_and_number_of_threads(dtype):
     delta = np.ascontiguousarray(stored(dtype, whole=False)[0][:1000, :600])
-    expected = K.bias_gradient(delta)
+    results = []
     for name in ISAS:  # baseline too: there is nothing to fuse
-        for threads in THREADS:
-            with selected(name), team(threads):
-                assert same_bits(K.bias_gradient(delta), expected), (name, threads)
+        with selected(name):
+            results += for_every_number_of_threads(lambda: K.bias_gradient(delta))
+    assert all(same_bits(result, results[0]) for result in results)
 
 
 def test_row_of_a_product_equals_the_product_of_the_row_alone(isa, dtype):

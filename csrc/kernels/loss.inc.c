@@ -16,12 +16,12 @@ static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real pa
     const vreal d = p - t, one = v_set(1);
     switch (kind) {
     case FBP_MSE: return (loss_pair){d * d, d + d};
-    case FBP_L1: return (loss_pair){v_abs(d), v_select(d != 0, v_copysign(one, d), d)};
+    case FBP_L1: return (loss_pair){v_abs(d), v_select((d > 0) | (d < 0), v_copysign(one, d), d)};   /* NaN stays */
     case FBP_HUBER: {
         const vreal a = v_abs(d), limit = v_set(param);
-        const vint inside = a <= param;
-        return (loss_pair){v_select(inside, (real)0.5 * d * d, limit * (a - (real)0.5 * limit)),
-                           v_select(inside, d, v_copysign(limit, d))};
+        const vint outside = a > param;   /* not for NaN */
+        return (loss_pair){v_select(outside, limit * (a - (real)0.5 * limit), (real)0.5 * d * d),
+                           v_select(outside, v_copysign(limit, d), d)};
     }
     case FBP_BCE: {
         const vreal floor = v_set(-100), lp = v_max(floor, v_log(p)), lq = v_max(floor, v_log1p(-p));
@@ -83,8 +83,7 @@ static double cross_entropy(ptrdiff_t B, ptrdiff_t n, const real *s, const real 
     for (ptrdiff_t i = 0; i < B; i++, s += n) {
         const real max = row_max(n, s);
         assert(!label || (0 <= label[i] && label[i] < n));
-        const double sum_exp = row_exp(n, s, max, ds);
-        double linear = 0, mass;
+        double linear = 0, mass;   /* of s - max and of t: taken first, since ds may be s */
         if (label) {
             mass = kept;
             linear = kept * (double)(s[label[i]] - max);
@@ -103,6 +102,7 @@ static double cross_entropy(ptrdiff_t B, ptrdiff_t n, const real *s, const real 
             linear += even * lanes_sum(lane);
             mass += smoothing;
         }
+        const double sum_exp = row_exp(n, s, max, ds);
         const double weight = w ? (double)w[i] : 1;
         if (weight != 0) total += weight * (mass * log(sum_exp) - linear);
         if (ds) {

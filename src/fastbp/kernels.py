@@ -118,6 +118,10 @@ def linear_backward(x: Any, w: Any, dy: Any, out: tuple[np.ndarray | None, np.nd
     if out is not None and (not isinstance(out, tuple | list) or len(out) != 3):
         raise TypeError(f"out must be three arrays or Nones, got {arrays.describe(out)}")
     dx, dw, db = out or (None, None, None)
+    given = {i: array for i, array in enumerate((dx, dw, db)) if isinstance(array, np.ndarray)}
+    for i, j in combinations(given, 2):
+        if np.may_share_memory(given[i], given[j]):
+            raise ValueError(f"out[{i}] must not overlap out[{j}]")
     dx = _out(dx, x.shape, x.dtype, x, w, dy, name="out[0]")
     return _core.matmul(_strided(dy), _strided(w), dx), weight_gradient(x, dy, dw), bias_gradient(dy, db)
 
@@ -217,6 +221,8 @@ def softmax_cross_entropy(s: Any, labels: Any, out: np.ndarray | None = None) ->
     loss = CrossEntropyLoss()
     t, label = loss.target("labels", labels, *s.shape, s.dtype)
     out = _out(out, s.shape, s.dtype, s, elementwise=True)
+    if t is not None and np.may_share_memory(out, t):
+        raise ValueError("out must not overlap labels")
     return loss.rule(s.shape[1]).value(_contiguous(s), t, label, None, out), out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def _from_environment() -> None:
         known = ", ".join(f"{isa}{'' if supported else ' (not on this machine)'}" for isa, supported in _core.isas())
         raise ImportError(f"FASTBP_ISA={name!r} is {'unknown' if status == -1 else 'not supported by this machine'}; this build has: {known}")
     if threads := os.environ.get("FASTBP_NUM_THREADS"):
-        if not threads.isdigit() or not 1 <= int(threads) <= MAX_THREADS:
+        if not re.fullmatch("[0-9]{1,9}", threads) or not 1 <= int(threads) <= MAX_THREADS:
             raise ImportError(f"FASTBP_NUM_THREADS must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
         _core.set_thread_limit(int(threads))
 
