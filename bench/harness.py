@@ -13,7 +13,7 @@ import numpy as np
 from .seat import Seat
 
 PROBE_SECONDS = 0.002
-SETTLE_SECONDS = 0.02  # after a turn on several threads, until those that wait have stopped spinning
+SETTLE_SECONDS = 0.05  # after a turn on several threads, until those that wait have stopped spinning (OpenBLAS: 2^26 ticks)
 
 
 def take_seats(peers, thread_counts):

@@ -3,6 +3,7 @@
  *   dispatch.h   instruction sets and the table of kernels in use
  *   parallel.h   threads, teams, shares of a range
  *   gemm.h       products of matrices
+ *   memory.h     aligned memory
  *   primitives.h the operations as plain functions on arrays
  *   program.h    a compiled graph: forward, backward, prediction, training
  *
@@ -14,6 +15,7 @@
 
 #include "dispatch.h"
 #include "gemm.h"
+#include "memory.h"
 #include "parallel.h"
 #include "primitives.h"
 #include "program.h"

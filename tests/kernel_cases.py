@@ -1,8 +1,10 @@
 """What the tests of the kernels share: instruction sets, seam sizes, teams of threads, arrays at chosen addresses."""
 import ctypes
 import ctypes.util
+import re
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import mpmath as mp
@@ -36,11 +38,21 @@ def isa(request):
         yield request.param
 
 
+def _source(file, pattern):
+    """A number that the kernels' source gives"""
+    return int(re.search(pattern, (Path(__file__).resolve().parents[1] / "csrc" / "kernels" / file).read_text())[1])
+
+
+KC = _source("table.h", r"FBP_KC = (\d+)")
+NC = _source("gemm.inc.c", r"\bNC = (\d+)")
+TILES_PER_MC = _source("gemm.inc.c", r"\bMC = MR \* (\d+)")
+
+
 def tile(isa, dtype):
-    """MR x NR register tile of vectors of VL lanes; MC x NC cache block, KC deep. See csrc/kernels/gemm.inc.c and table.h."""
+    """MR x NR register tile of vectors of VL lanes; MC x NC cache block, KC deep"""
     rows, width = _TILE[isa]
     lanes = width // np.dtype(dtype).itemsize
-    return SimpleNamespace(MR=rows, VL=lanes, NR=2 * lanes, MC=16 * rows, NC=1024, KC=256)
+    return SimpleNamespace(MR=rows, VL=lanes, NR=2 * lanes, MC=TILES_PER_MC * rows, NC=NC, KC=KC)
 
 
 # --- threads ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ enum { MR = 12, NV = 2 };
 enum { MR = 6, NV = 2 };
 #endif
 #define NR (NV * (int)VL)
-enum { MC = MR * 16, NC = 1024 };
+enum { MC = MR * 16, NC = 512 };
 
 /* Copies when the source runs along n, transposes when it runs along k. */
 static void pack(ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst)
@@ -104,6 +104,13 @@ static void (*const tiles[MR][NV])(const fbp_block *, const real *, const real *
 #endif
 };
 
+/* Asks for the cache lines of a tile of C early; nothing is read. */
+static ALWAYS_INLINE void fetch_tile(const real *c, ptrdiff_t ldc)
+{
+    for (int i = 0; i < MR; i++)
+        for (int v = 0; v < NV; v++) __builtin_prefetch(c + i * ldc + v * VL, 1);
+}
+
 static void block(const fbp_block *q)
 {
     assert(q->m > 0 && q->n > 0 && q->k >= 0);
@@ -114,6 +121,7 @@ static void block(const fbp_block *q)
         const real *a = q->a;
         for (ptrdiff_t i = 0; i < q->m; i += MR, a += q->a_panel) {
             const ptrdiff_t mr = q->m - i < MR ? q->m - i : MR;
+            if (i + MR < q->m) fetch_tile(q->c + (i + MR) * q->ldc + j, q->ldc);   /* the next tile's, while this one is computed */
             tiles[mr - 1][(nr - 1) / VL](q, a, b, q->c + i * q->ldc + j, nr, i, j);
         }
     }

@@ -12,9 +12,6 @@ cimport numpy as cnp
 
 cnp.import_array()
 
-cdef extern from "stdlib.h" nogil:
-    int posix_memalign(void **memory, size_t alignment, size_t size)
-
 cdef extern from "fastbp.h" nogil:
     const char *FASTBP_VERSION
     const char *FASTBP_COMPILER
@@ -28,6 +25,7 @@ cdef extern from "fastbp.h" nogil:
     const char *fbp_isa_selected()
     const fbp_kernels *fbp_kernels_for(int type)
 
+    void *fbp_allocate(size_t bytes)
     int fbp_openmp_version()
     int fbp_forked()
     int fbp_thread_limit()
@@ -269,8 +267,8 @@ cdef cnp.ndarray empty(int type, ptrdiff_t rows, ptrdiff_t columns):
 
 
 cdef void *allocate(size_t bytes) except NULL:
-    cdef void *memory = NULL
-    if posix_memalign(&memory, 64, bytes if bytes else 64):
+    cdef void *memory = fbp_allocate(bytes)
+    if memory == NULL:
         raise MemoryError(f"could not allocate {bytes} bytes")
     return memory
 
@@ -488,7 +486,6 @@ cdef class Program:
         if self.memory == NULL or threads > self.frame_threads:   # scratch comes last: the values keep their places
             bytes = fbp_frame_bytes(&self.c, threads)
             memory = allocate(bytes)
-            memset(memory, 0, bytes)
             if self.memory != NULL:
                 memcpy(memory, self.memory, fbp_frame_bytes(&self.c, self.frame_threads))
                 free(self.memory)
