@@ -22,12 +22,6 @@ size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_
     return scratch_a(t, m, k) + aligned((size_t)(min(ceil_to(n, t->nr), t->nc) * min(k, FBP_KC)) * t->size);
 }
 
-static void pack_panels(const fbp_kernels *t, ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, fbp_matrix src, void *dst)
-{
-    for (ptrdiff_t j = 0; j < n; j += width)
-        t->pack(k, min(width, n - j), width, fbp_at(t, src.p, j * src.col), src.row, src.col, fbp_at(t, dst, j * k));
-}
-
 /* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel.
  * A block of A stays in the second cache, a panel of B in the first. */
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
@@ -40,7 +34,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
         for (ptrdiff_t p = 0; p == 0 || p < q->k; p += FBP_KC) {
             const ptrdiff_t k = min(FBP_KC, q->k - p);
             const fbp_matrix b = {fbp_at(t, q->b.p, p * q->b.row + j * q->b.col), q->b.row, q->b.col};
-            if (whole < n) pack_panels(t, k, n - whole, t->nr, (fbp_matrix){fbp_at(t, b.p, whole * b.col), b.row, b.col}, b_panels);
+            if (whole < n) t->pack(k, n - whole, t->nr, fbp_at(t, b.p, whole * b.col), b.row, b.col, b_panels);
             for (ptrdiff_t i = i0; i < i1; i += t->mc) {
                 fbp_block block = {
                     .m = min(t->mc, i1 - i), .n = whole, .k = k,
@@ -54,7 +48,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     t->pack(block.m, k, k, block.a, q->a.row, 1, a_panels);
                     block.a_row = k, block.a_panel = t->mr * k;
                 } else if (pack_a) {
-                    pack_panels(t, k, block.m, t->mr, (fbp_matrix){block.a, q->a.col, q->a.row}, a_panels);
+                    t->pack(k, block.m, t->mr, block.a, q->a.col, q->a.row, a_panels);
                     block.a_row = 1, block.a_col = t->mr, block.a_panel = t->mr * k;
                 }
                 if (pack_a) block.a = a_panels;

@@ -15,32 +15,39 @@ enum { MR = 6, NV = 2 };
 #define NR (NV * (int)VL)
 enum { MC = MR * 16, NC = 512 };
 
-/* Copies when the source runs along n, transposes when it runs along k. */
+/* Copies when the source runs along n: row by row, all panels at once, since the next row may lie on another page. Transposes
+ * when it runs along k. */
+static ALWAYS_INLINE void copy_panels(ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const real *src, ptrdiff_t row, real *dst)
+{
+    const ptrdiff_t whole = n - n % width;
+    for (ptrdiff_t p = 0; p < k; p++, src += row, dst += width) {
+        real *to = dst;
+        for (ptrdiff_t j = 0; j < whole; j += width, to += k * width)
+            for (ptrdiff_t i = 0; i < width; i++) to[i] = src[j + i];
+        if (whole < n)
+            for (ptrdiff_t i = 0; i < width; i++) to[i] = whole + i < n ? src[whole + i] : 0;
+    }
+}
+
 static void pack(ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst)
 {
-    ptrdiff_t j = 0;
-    if (col == 1) {
-        if (n == NR && width == NR)   /* the whole panels of B and A, with widths that the compiler knows */
-            for (ptrdiff_t p = 0; p < k; p++)
-                for (j = 0; j < NR; j++) dst[p * NR + j] = src[p * row + j];
-        else if (n == MR && width == MR)
-            for (ptrdiff_t p = 0; p < k; p++)
-                for (j = 0; j < MR; j++) dst[p * MR + j] = src[p * row + j];
-        else
-            for (ptrdiff_t p = 0; p < k; p++) {
-                for (j = 0; j < n; j++) dst[p * width + j] = src[p * row + j];
-                for (; j < width; j++) dst[p * width + j] = 0;
-            }
+    if (col == 1) {   /* the widths of panels as constants, so that a row of one is a few vectors */
+        if (width == NR) copy_panels(k, n, NR, src, row, dst);
+        else if (width == MR) copy_panels(k, n, MR, src, row, dst);
+        else copy_panels(k, n, width, src, row, dst);
         return;
     }
-    for (; j < width; j += PATCH) {   /* width is a multiple of PATCH here: the panels of B */
-        const int columns = n - j < PATCH ? n - j > 0 ? (int)(n - j) : 0 : PATCH;
-        ptrdiff_t p = 0;
-        if (row == 1)
-            for (; p + PATCH <= k; p += PATCH) v_transpose(src + j * col + p, col, columns, dst + p * width + j, width);
-        for (; p < k; p++)
-            for (int i = 0; i < PATCH; i++) dst[p * width + j + i] = i < columns ? src[p * row + (j + i) * col] : 0;
-    }
+    for (ptrdiff_t j0 = 0; j0 < n; j0 += width, dst += k * width)
+        for (ptrdiff_t j = 0; j < width; j += PATCH) {   /* width is a multiple of PATCH here: the panels of B */
+            const ptrdiff_t rest = n - j0 - j;
+            const int columns = rest < PATCH ? rest > 0 ? (int)rest : 0 : PATCH;
+            const real *from = src + (j0 + j) * col;
+            ptrdiff_t p = 0;
+            if (row == 1)
+                for (; p + PATCH <= k; p += PATCH) v_transpose(from + p, col, columns, dst + p * width + j, width);
+            for (; p < k; p++)
+                for (int i = 0; i < PATCH; i++) dst[p * width + j + i] = i < columns ? from[p * row + i * col] : 0;
+        }
 }
 
 /* One tile of `mr` rows and `nv` vectors, both compile-time constants where this is inlined. nr: columns that exist. */

@@ -67,7 +67,8 @@ typedef struct {
 } fbp_rule;
 
 #define FBP_KERNELS(X) \
-    /* gemm.inc.c: dst[p*width + j] = src[p*row + j*col], zeros for n <= j < width; one block of a product */ \
+    /* gemm.inc.c: panels of `width` columns, k rows deep: dst[(j - j%width)*k + p*width + j%width] = src[p*row + j*col], the last \
+     * panel filled up with zeros; one block of a product */ \
     X(void, pack, (ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst)) \
     X(void, block, (const fbp_block *p)) \
     X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
