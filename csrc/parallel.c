@@ -158,7 +158,7 @@ void fbp_run_team(int threads, enum fbp_subnormals mode, void (*body)(const fbp_
 {
 #ifdef _OPENMP
     if (threads > 1 && !fork_count) {   /* a forked child never enters OpenMP, not even for a run begun before the fork */
-        fbp_team team = {.threads = threads, .patience = threads <= available_cores() ? 2000 : 20};
+        fbp_team team = {.threads = threads, .patience = threads <= available_cores() ? 20000 : 20};
         #pragma omp parallel num_threads(threads)
         {
             /* OpenMP may grant fewer threads than asked for: nobody waits for the missing ones. */

@@ -635,11 +635,13 @@ cdef class Run:
         tried is training all the same, since results do not depend on it; so it is tried again, seldom while the answer stays."""
         cdef double alone, trial = 0.1 * min(seconds, 1.0)
         cdef int before = self.threads
-        self.team_rate = self.run_steps(self.most_threads, trial)
         self.threads = self.most_threads
+        self.run_steps(self.most_threads, 0.2 * trial)   # not counted: sleeping threads wake up
+        if self.c.status == FBP_RUNNING:
+            self.team_rate = self.run_steps(self.most_threads, trial)
         if self.c.status == FBP_RUNNING and self.team_rate * 0.025 > 1:   # a long step lets a late thread catch up
             alone = self.run_steps(1, trial)
-            self.threads = 1 if alone > self.team_rate else self.most_threads
+            self.threads = 1 if alone > 1.05 * self.team_rate else self.most_threads
         self.trial_gap = min(2 * self.trial_gap, 4.0) if self.threads == before and self.trial_gap > 0 else 0.25
         self.trial_at = monotonic() + self.trial_gap
         return 0
