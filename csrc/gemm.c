@@ -1,57 +1,109 @@
 #include "gemm.h"
 #include <assert.h>
+#include <string.h>
 
 static ptrdiff_t min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static ptrdiff_t ceil_to(ptrdiff_t n, ptrdiff_t unit) { return (n + unit - 1) / unit * unit; }
 
-/* A block is copied into panels when enough of B passes over it to pay for the copy. */
-static int pays_to_pack_a(const fbp_kernels *t, ptrdiff_t n, ptrdiff_t k) { return n > 4 * t->nr && k >= 32; }
+/* ---- blocks --------------------------------------------------------------------------------------------------------- */
+
+/* Into parts of equal size, a multiple of `unit`, of about `most` at most. */
+static ptrdiff_t even_parts(ptrdiff_t n, ptrdiff_t most, ptrdiff_t unit)
+{
+    const ptrdiff_t parts = (n + most - 1) / most;
+    return parts > 1 ? ceil_to((n + parts - 1) / parts, unit) : n;
+}
+
+static ptrdiff_t block_depth(const fbp_kernels *t, ptrdiff_t k, int chunked)
+{
+    if (k == 0) return 1;   /* one block of nothing, for the bias and the activation */
+    return chunked ? min(k, FBP_CHUNK) : even_parts(k, t->depth, 16);
+}
+
+static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
+{
+    const ptrdiff_t fit = (ptrdiff_t)(t->a_bytes / t->size) / (depth > 256 ? depth : 256) / t->mr * t->mr;
+    return even_parts(m, fit, t->mr);
+}
+
+/* Distance between the rows of a copied block: an odd number of cache lines, so that neighbours never fall into the same set. */
+static ptrdiff_t block_stride(const fbp_kernels *t, ptrdiff_t n)
+{
+    enum { LINE = 64 };
+    const ptrdiff_t line = LINE / (ptrdiff_t)t->size;
+    return (((n + line - 1) / line) | 1) * line;
+}
+
+/* A is used where it lies unless its rows fall into the same sets of the caches, being whole pages apart, or much of B passes
+ * over it. */
+static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *q)
+{
+    const ptrdiff_t stride = (q->a.col == 1 ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
+    return q->k >= 32 && (stride % 4096 == 0 ? n > 4 * t->nr : n > 48 * t->nr);
+}
 
 /* B must be copied when its rows are not contiguous, and is when enough of A passes over it. */
 static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_matrix *b) { return b->col != 1 || m > 3 * t->mr; }
 
-static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+/* Between panels of A: room for the vector that the last row may write past its end. */
+static ptrdiff_t a_panel(const fbp_kernels *t, ptrdiff_t depth) { return block_stride(t, t->mr * depth + t->nr); }
 
-static size_t scratch_a(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t k)
+static size_t scratch_a(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 {
-    return aligned((size_t)(min(ceil_to(m, t->mr), t->mc) * min(k, FBP_KC)) * t->size);
+    const ptrdiff_t rows = block_rows(t, m, depth);
+    const ptrdiff_t by_rows = rows * block_stride(t, depth), in_panels = (rows + t->mr - 1) / t->mr * a_panel(t, depth);
+    return (size_t)(by_rows > in_panels ? by_rows : in_panels) * t->size;
 }
 
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
 {
-    return scratch_a(t, m, k) + aligned((size_t)(min(ceil_to(n, t->nr), t->nc) * min(k, FBP_KC)) * t->size);
+    size_t most = 0;
+    for (int chunked = 0; chunked < 2; chunked++) {
+        const ptrdiff_t depth = block_depth(t, k, chunked);
+        const size_t bytes = scratch_a(t, m, depth) + (size_t)(min(ceil_to(n, t->nr), t->nc) * depth) * t->size;
+        if (bytes > most) most = bytes;
+    }
+    return (most + 63) & ~(size_t)63;
 }
 
-/* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel.
- * A block of A stays in the second cache, a panel of B in the first. */
+/* The block of A to `to`: rows as rows, columns in panels. */
+static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
+{
+    if (block->a_col == 1) {
+        const ptrdiff_t stride = block_stride(t, block->k);
+        for (ptrdiff_t i = 0; i < block->m; i++)
+            memcpy(fbp_at(t, to, i * stride), fbp_at(t, block->a, i * block->a_row), (size_t)block->k * t->size);
+        block->a_row = stride, block->a_panel = t->mr * stride;
+    } else {
+        const ptrdiff_t panel = a_panel(t, block->k);
+        t->pack_a(block->k, block->m, block->a, block->a_col, to, panel);
+        block->a_row = 1, block->a_col = t->mr, block->a_panel = panel;
+    }
+    block->a = to;
+}
+
+/* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel. */
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
 {
-    const int pack_a = pays_to_pack_a(t, j1 - j0, q->k), pack_b = pays_to_pack_b(t, i1 - i0, &q->b);
-    void *a_panels = scratch, *b_panels = (char *)scratch + scratch_a(t, i1 - i0, q->k);
+    const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, &q->b);
+    const ptrdiff_t depth = block_depth(t, q->k, q->chunked), rows = block_rows(t, i1 - i0, depth);
+    void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, i1 - i0, depth);
     for (ptrdiff_t j = j0; j < j1; j += t->nc) {
         const ptrdiff_t n = min(t->nc, j1 - j);
-        const ptrdiff_t whole = pack_b ? 0 : n / t->nr * t->nr;   /* columns that B's own rows serve; a last partial panel is copied */
-        for (ptrdiff_t p = 0; p == 0 || p < q->k; p += FBP_KC) {
-            const ptrdiff_t k = min(FBP_KC, q->k - p);
+        const ptrdiff_t whole = packs_b ? 0 : n / t->nr * t->nr;   /* columns that B's own rows serve; a last partial panel is copied */
+        for (ptrdiff_t p = 0; p == 0 || p < q->k; p += depth) {
+            const ptrdiff_t k = min(depth, q->k - p);
             const fbp_matrix b = {fbp_at(t, q->b.p, p * q->b.row + j * q->b.col), q->b.row, q->b.col};
-            if (whole < n) t->pack(k, n - whole, t->nr, fbp_at(t, b.p, whole * b.col), b.row, b.col, b_panels);
-            for (ptrdiff_t i = i0; i < i1; i += t->mc) {
+            if (whole < n) t->pack_b(k, n - whole, fbp_at(t, b.p, whole * b.col), b.row, b.col, b_panels, t->nr * k);
+            for (ptrdiff_t i = i0; i < i1; i += rows) {
                 fbp_block block = {
-                    .m = min(t->mc, i1 - i), .n = whole, .k = k,
-                    .a = fbp_at(t, q->a.p, i * q->a.row + p * q->a.col),
-                    .a_row = q->a.row, .a_col = q->a.col, .a_panel = t->mr * q->a.row,
+                    .m = min(rows, i1 - i), .n = whole, .k = k,
+                    .a = fbp_at(t, q->a.p, i * q->a.row + p * q->a.col), .a_row = q->a.row, .a_col = q->a.col, .a_panel = t->mr * q->a.row,
                     .b = b.p, .b_row = b.row, .b_panel = t->nr,
                     .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc,
                     .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE,
                 };
-                if (pack_a && q->a.col == 1) {   /* rows stay rows: a plain copy */
-                    t->pack(block.m, k, k, block.a, q->a.row, 1, a_panels);
-                    block.a_row = k, block.a_panel = t->mr * k;
-                } else if (pack_a) {
-                    t->pack(k, block.m, t->mr, block.a, q->a.col, q->a.row, a_panels);
-                    block.a_row = 1, block.a_col = t->mr, block.a_panel = t->mr * k;
-                }
-                if (pack_a) block.a = a_panels;
+                if (copies_a) copy_a(t, &block, a_copy);
                 fbp_epilogue e;
                 if (q->epilogue && p + k >= q->k) {
                     e = *q->epilogue;
@@ -71,6 +123,8 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
         }
     }
 }
+
+/* ---- threads -------------------------------------------------------------------------------------------------------- */
 
 /* Splits C into a grid of parts, rows by columns, of the least estimated time: arithmetic on whole tiles plus the packing that
  * every part does for itself. */
@@ -106,6 +160,6 @@ void fbp_column_sums(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t B, ptr
     ptrdiff_t j0, j1;
     fbp_share(w, n, COLUMNS, &j0, &j1);
     if (j0 == j1) return;
-    for (ptrdiff_t i = 0; i == 0 || i < B; i += FBP_KC)
-        t->column_sums(min(FBP_KC, B - i), j1 - j0, fbp_at(t, x, i * n + j0), n, i ? FBP_ADD : start, fbp_at(t, y, j0));
+    for (ptrdiff_t i = 0; i == 0 || i < B; i += FBP_CHUNK)
+        t->column_sums(min(FBP_CHUNK, B - i), j1 - j0, fbp_at(t, x, i * n + j0), n, i ? FBP_ADD : start, fbp_at(t, y, j0));
 }

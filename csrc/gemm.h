@@ -17,7 +17,7 @@ typedef struct {
     void *c;
     ptrdiff_t ldc;
     int start;                     /* what to do with the C that is there */
-    int chunked;                   /* 1: a sum per FBP_KC terms, added up in order (reductions over a batch); 0: one chain over all of k */
+    int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
     const fbp_epilogue *epilogue;  /* or NULL */
 } fbp_product;
 
@@ -26,7 +26,7 @@ typedef struct {
 void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch);
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k);
 
-/* y (n) = column sums of x (B, n), in chunks of FBP_KC rows like a chunked product. */
+/* y (n) = column sums of x (B, n), in chunks of FBP_CHUNK rows like a chunked product. */
 void fbp_column_sums(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t B, ptrdiff_t n, const void *x, int start, void *y);
 
 /* p + n elements of the table's type; NULL stays NULL. */

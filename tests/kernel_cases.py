@@ -43,16 +43,18 @@ def _source(file, pattern):
     return int(re.search(pattern, (Path(__file__).resolve().parents[1] / "csrc" / "kernels" / file).read_text())[1])
 
 
-KC = _source("table.h", r"FBP_KC = (\d+)")
+CHUNK = _source("table.h", r"FBP_CHUNK = (\d+)")  # rows of a batch that make one sum
 NC = _source("gemm.inc.c", r"\bNC = (\d+)")
-TILES_PER_MC = _source("gemm.inc.c", r"\bMC = MR \* (\d+)")
+_BLOCKS = {wide: (_source("gemm.inc.c", pattern + r"DEPTH = (\d+)"), 1024 * _source("gemm.inc.c", pattern + r"DEPTH[^\n]*A_BYTES = (\d+) << 10"))
+           for wide, pattern in [(True, r"VBYTES == 64\nenum \{ "), (False, r"#else\nenum \{ ")]}
 
 
 def tile(isa, dtype):
-    """MR x NR register tile of vectors of VL lanes; MC x NC cache block, KC deep"""
+    """MR x NR register tile of vectors of VL lanes; cache blocks KC deep with MC rows of A; rows of A that are PAGE elements apart are copied"""
     rows, width = _TILE[isa]
-    lanes = width // np.dtype(dtype).itemsize
-    return SimpleNamespace(MR=rows, VL=lanes, NR=2 * lanes, MC=TILES_PER_MC * rows, NC=NC, KC=KC)
+    size = np.dtype(dtype).itemsize
+    depth, room = _BLOCKS[width == 64]
+    return SimpleNamespace(MR=rows, VL=width // size, NR=2 * (width // size), MC=room // size // depth // rows * rows, NC=NC, KC=depth, PAGE=4096 // size)
 
 
 # --- threads ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import reference
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kernel_cases import (FUSED, ISAS, NC, THREADS, Framed, for_every_number_of_threads, fused_multiply_add, isa, same_bits, selected,  # noqa: F401
+from kernel_cases import (CHUNK, FUSED, ISAS, THREADS, Framed, for_every_number_of_threads, fused_multiply_add, isa, same_bits, selected,  # noqa: F401
                           team, tile, whole_numbers)
 from tolerance import gauge_bound
 
@@ -21,7 +21,7 @@ from fastbp import _core
 from fastbp import kernels as K
 
 ALPHA = {"leaky_relu": 0.01, "elu": 1.0}  # of linear_forward
-DEEPEST, WIDEST = 1000, max(NC + 1, 1000)  # rows and depth, columns of the operands that the cases are cut from
+TALLEST, DEEPEST, WIDEST = 1024, 3072, 1600  # rows, depth and columns of the operands that the cases are cut from; the first two whole pages
 
 # --- operands, cut from large ones: rows are not tight, and one product holds the answers of all its parts ------------
 
@@ -31,32 +31,38 @@ def stored(dtype, whole=True):
     """a (M, K), b (K, N) and bias (N), each matrix with its transposed copy"""
     rng = np.random.default_rng(5)
     draw = functools.partial(whole_numbers, rng) if whole else lambda *shape: rng.standard_normal(shape)
-    a, b, bias = (draw(*shape).astype(dtype) for shape in [(DEEPEST, DEEPEST), (DEEPEST, WIDEST), (WIDEST,)])
+    a, b, bias = (draw(*shape).astype(dtype) for shape in [(TALLEST, DEEPEST), (DEEPEST, WIDEST), (WIDEST,)])
     return a, a.T.copy(), b, b.T.copy(), bias
+
+
+def cut(operand, rows, columns, tight):
+    """A corner, its rows as far apart as in the whole (the kernels copy rows that are whole pages apart) or close together"""
+    corner = operand[:rows, :columns]
+    return np.ascontiguousarray(corner) if tight else corner
 
 
 def forward(dtype, m, n, k, out=None, b=None, activation=None, whole=True):
     """x wᵀ: rows of x and of w are contiguous"""
     a, _, _, w, _ = stored(dtype, whole)
-    return K.linear_forward(a[:m, :k], w[:n, :k], b, activation, out)
+    return K.linear_forward(cut(a, m, k, n % 2), w[:n, :k], b, activation, out)
 
 
 def input_gradient(dtype, m, n, k, out=None, whole=True):
     """δ w"""
     a, _, b, _, _ = stored(dtype, whole)
-    return K.matmul(a[:m, :k], b[:k, :n], out)
+    return K.matmul(cut(a, m, k, n % 2), b[:k, :n], out)
 
 
 def weight_gradient(dtype, m, n, k, out=None, whole=True):
     """δᵀ x, the sum over a batch of k rows"""
     _, a, b, _, _ = stored(dtype, whole)
-    return K.weight_gradient(b[:k, :n], a[:k, :m], out)
+    return K.weight_gradient(b[:k, :n], cut(a, k, m, n % 2), out)
 
 
 def both_transposed(dtype, m, n, k, out=None, whole=True):
     """aᵀ bᵀ, both transposed views"""
     _, a, _, b, _ = stored(dtype, whole)
-    return K.matmul(a[:k, :m].T, b[:n, :k].T, out)
+    return K.matmul(cut(a, k, m, n % 2).T, b[:n, :k].T, out)
 
 
 ORIENTATIONS = [forward, input_gradient, weight_gradient, both_transposed]
@@ -76,8 +82,10 @@ def seams(t):
     return [
         (1, 1, 1000), (1, t.NR, 31), (1, t.NC + 1, t.KC + 1), (t.MR, t.NR, 2 * t.KC + 1), (t.MR + 1, t.NC - 1, 33), (7, t.NC, 2),
         (2 * t.MR, 4 * t.NR, 32), (2 * t.MR + 1, 4 * t.NR + 1, 31), (3 * t.MR, t.NR + 1, 300), (3 * t.MR + 1, 2 * t.NR + 1, 770),
-        (3 * t.MR - 1, 4 * t.NR + 1, 32), (3 * t.MR + 1, 5 * t.NR - 1, t.KC - 1), (t.MC - 1, t.NR + t.VL + 1, t.KC), (t.MC, 4 * t.NR, t.KC),
-        (t.MC + 1, 4 * t.NR + t.VL + 1, t.KC + 1), (2 * t.MC + 1, t.VL - 1, 33), (t.MC + 1, t.NC + 1, 32), (101, 103, 107), (257, 1, 257),
+        (3 * t.MR - 1, 4 * t.NR + 1, 32), (3 * t.MR - 1, 4 * t.NR + 2, 32), (3 * t.MR + 1, 5 * t.NR - 1, t.KC - 1), (t.MC - 1, t.NR + t.VL + 1, t.KC),
+        (t.MC, 4 * t.NR, t.KC), (t.MC + 1, 4 * t.NR + t.VL + 1, t.KC + 1), (t.MC + 1, 4 * t.NR + t.VL + 2, t.KC + 1), (2 * t.MC + 1, t.VL - 1, 33),
+        (t.MC + 1, t.NC + 1, 32), (2 * t.MR + 1, 48 * t.NR + 1, 33), (2 * t.MR + 1, 48 * t.NR + 2, 33), (400, 4 * t.NR + 2, 260), (101, 103, 107),
+        (257, 1, 257),
     ]
 
 
@@ -163,26 +171,26 @@ def test_column_sums_are_exact_for_every_width(isa, dtype):
 
 @functools.cache
 def chains(dtype, fused, rows, columns, terms):
-    """For p = 0, 256, 512, ...: the sum of the terms p to p + 255 of every element, one multiply-add after the other from 0; and the
+    """For every CHUNK terms: their sum of every element, one multiply-add after the other from 0; and the
     sum over all terms alike"""
     a, _, b, _, _ = stored(dtype, whole=False)
     fma = fused_multiply_add(dtype) if fused else lambda x, y, z: x * y + z
     parts, total = [], np.zeros((rows, columns), dtype)
     for p in range(terms):
-        if p % 256 == 0:
+        if p % CHUNK == 0:
             parts.append(np.zeros((rows, columns), dtype))
         parts[-1] = fma(a[:rows, p, None], b[None, p, :columns], parts[-1])
         total = fma(a[:rows, p, None], b[None, p, :columns], total)
     return parts, total
 
 
-CHAINS = (7, 9, 600)
+CHAINS = (7, 9, 1300)
 
 
 @one_chain
-@pytest.mark.parametrize("k", [1, 255, 256, 257, 600])
+@pytest.mark.parametrize("k", [1, 511, 512, 513, 1025, 1300])
 def test_product_is_one_chain_in_ascending_order(isa, dtype, product, k):
-    """Also across the blocks of 256 terms that are packed at a time"""
+    """Also across the blocks of terms that are packed at a time"""
     _, expected = chains(dtype, isa != "baseline", *CHAINS[:2], k)
     assert same_bits(product(dtype, *CHAINS[:2], k, whole=False), expected)
 
@@ -193,16 +201,16 @@ def test_bias_is_added_last(isa, dtype):
     assert same_bits(forward(dtype, *CHAINS, b=bias, whole=False), product + bias)
 
 
-@pytest.mark.parametrize("rows", [255, 256, 257, 600])
-def test_weight_gradient_is_summed_in_chunks_of_256_rows(isa, dtype, rows):
+@pytest.mark.parametrize("rows", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
+def test_weight_gradient_is_summed_in_chunks(isa, dtype, rows):
     parts, _ = chains(dtype, isa != "baseline", *CHAINS[:2], rows)
     assert same_bits(weight_gradient(dtype, *CHAINS[:2], rows, whole=False), functools.reduce(np.add, parts))
 
 
-@pytest.mark.parametrize("rows", [255, 256, 257, 1000])
-def test_bias_gradient_is_summed_in_chunks_of_256_rows(isa, dtype, rows):
+@pytest.mark.parametrize("rows", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
+def test_bias_gradient_is_summed_in_chunks(isa, dtype, rows):
     delta = np.ascontiguousarray(stored(dtype, whole=False)[0][:rows, :131])
-    chunks = [functools.reduce(np.add, delta[i : i + 256], np.zeros(131, dtype)) for i in range(0, rows, 256)]
+    chunks = [functools.reduce(np.add, delta[i : i + CHUNK], np.zeros(131, dtype)) for i in range(0, rows, CHUNK)]
     assert same_bits(K.bias_gradient(delta), functools.reduce(np.add, chunks))
 
 

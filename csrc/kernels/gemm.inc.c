@@ -13,42 +13,64 @@ enum { MR = 12, NV = 2 };
 enum { MR = 6, NV = 2 };
 #endif
 #define NR (NV * (int)VL)
-enum { MC = MR * 16, NC = 512 };
 
-/* Copies when the source runs along n: row by row, all panels at once, since the next row may lie on another page. Transposes
- * when it runs along k. */
-static ALWAYS_INLINE void copy_panels(ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const real *src, ptrdiff_t row, real *dst)
+/* Cache blocks. A panel of B (DEPTH x NR) streams from the second cache beside a block of A that stays there; a deep block
+ * visits C seldom. */
+#if VBYTES == 64
+enum { DEPTH = 1024, NC = 1024, A_BYTES = 256 << 10 };
+#else
+enum { DEPTH = 512, NC = 1024, A_BYTES = 192 << 10 };
+#endif
+
+/* One row of a panel, r of its columns exist. Whole vectors are written: what they write too much belongs to the next row, which
+ * comes later, or to the room behind the panel. */
+static ALWAYS_INLINE void copy_row(const int width, const real *src, ptrdiff_t r, real *dst)
 {
-    const ptrdiff_t whole = n - n % width;
-    for (ptrdiff_t p = 0; p < k; p++, src += row, dst += width) {
-        real *to = dst;
-        for (ptrdiff_t j = 0; j < whole; j += width, to += k * width)
-            for (ptrdiff_t i = 0; i < width; i++) to[i] = src[j + i];
-        if (whole < n)
-            for (ptrdiff_t i = 0; i < width; i++) to[i] = whole + i < n ? src[whole + i] : 0;
-    }
+    _Pragma("GCC unroll 4") for (int j = 0; j < width; j += VL)
+        v_store(dst + j, r - j >= VL ? v_load(src + j) : r > j ? v_load_n(src + j, r - j) : (vreal){0});
 }
 
-static void pack(ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst)
+/* A few panels and a few hundred rows at a time: every row may lie on a page of its own, every panel is a stream of stores. */
+static ALWAYS_INLINE void copy_panels(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, real *dst, ptrdiff_t panel)
 {
-    if (col == 1) {   /* the widths of panels as constants, so that a row of one is a few vectors */
-        if (width == NR) copy_panels(k, n, NR, src, row, dst);
-        else if (width == MR) copy_panels(k, n, MR, src, row, dst);
-        else copy_panels(k, n, width, src, row, dst);
-        return;
-    }
-    for (ptrdiff_t j0 = 0; j0 < n; j0 += width, dst += k * width)
-        for (ptrdiff_t j = 0; j < width; j += PATCH) {   /* width is a multiple of PATCH here: the panels of B */
+    enum { ROWS = 256, COLUMNS = 4 * NR };
+    const ptrdiff_t columns = COLUMNS / width * width;
+    for (ptrdiff_t p0 = 0; p0 < k; p0 += ROWS)
+        for (ptrdiff_t j0 = 0; j0 < n; j0 += columns) {
+            const ptrdiff_t p1 = p0 + ROWS < k ? p0 + ROWS : k, j1 = j0 + columns < n ? j0 + columns : n;
+            real *to = dst + j0 / width * panel;
+            for (ptrdiff_t p = p0; p < p1; p++)
+                for (ptrdiff_t j = j0; j < j1; j += width) copy_row(width, src + p * row + j, j1 - j, to + (j - j0) / width * panel + p * width);
+        }
+}
+
+static void transpose_panels(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
+{
+    for (ptrdiff_t j0 = 0; j0 < n; j0 += NR, dst += panel)
+        for (ptrdiff_t j = 0; j < NR; j += PATCH) {
             const ptrdiff_t rest = n - j0 - j;
             const int columns = rest < PATCH ? rest > 0 ? (int)rest : 0 : PATCH;
             const real *from = src + (j0 + j) * col;
             ptrdiff_t p = 0;
-            if (row == 1)
-                for (; p + PATCH <= k; p += PATCH) v_transpose(from + p, col, columns, dst + p * width + j, width);
+            for (; p + PATCH <= k; p += PATCH) v_transpose(from + p, col, columns, dst + p * NR + j, NR);
             for (; p < k; p++)
-                for (int i = 0; i < PATCH; i++) dst[p * width + j + i] = i < columns ? from[p * row + i * col] : 0;
+                for (int i = 0; i < PATCH; i++) dst[p * NR + j + i] = i < columns ? from[p + i * col] : 0;
         }
 }
+
+static void pack_a(ptrdiff_t k, ptrdiff_t m, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
+{
+    copy_panels(MR, k, m, src, col, dst, panel);
+}
+
+static void pack_b(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst, ptrdiff_t panel)
+{
+    assert(row == 1 || col == 1);
+    if (col == 1) copy_panels(NR, k, n, src, row, dst, panel);
+    else transpose_panels(k, n, src, col, dst, panel);
+}
+
+enum { NEAR = 32 };   /* steps of k before the end of a tile when the next one's C is fetched */
 
 /* One tile of `mr` rows and `nv` vectors, both compile-time constants where this is inlined. nr: columns that exist. */
 static ALWAYS_INLINE void tile(const int mr, const int nv, const fbp_block *q, const real *a, const real *b, real *c, ptrdiff_t nr,
@@ -62,17 +84,25 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const fbp_block *q, c
     EACH acc[i][v] = (vreal){0};
     if (q->start == FBP_CONTINUE) EACH acc[i][v] = LOAD(c + i * ldc, v);
 
+    /* The next tile of C is wanted in the second cache now, and in the first shortly before its time: A and B stream through
+     * the first and would push it out again. */
+    const int far = q->k > 4 * NEAR;   /* small products have it near anyway */
+    if (far) EACH __builtin_prefetch(c + (mr + i) * ldc + v * VL, 0, 2);
     const real *row[(MR + 2) / 3];   /* every third row has its pointer; the two after it are one and two strides away */
     _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] = a + i * a_row;
-    for (ptrdiff_t p = q->k; p > 0; p--) {
-        vreal bv[NV];
-        _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) bv[v] = v_load(b + v * VL);
-        _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) {
-            const vreal ai = v_set(row[i / 3][i % 3 * a_row]);
-            _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) acc[i][v] = v_fma(ai, bv[v], acc[i][v]);
+    const ptrdiff_t last = q->k < NEAR ? q->k : NEAR;
+    for (int part = 0; part < 2; part++) {
+        for (ptrdiff_t p = part == 0 ? q->k - last : last; p > 0; p--) {
+            vreal bv[NV];
+            _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) bv[v] = v_load(b + v * VL);
+            _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) {
+                const vreal ai = v_set(row[i / 3][i % 3 * a_row]);
+                _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) acc[i][v] = v_fma(ai, bv[v], acc[i][v]);
+            }
+            _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] += a_col;
+            b += b_row;
         }
-        _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] += a_col;
-        b += b_row;
+        if (part == 0 && far) EACH __builtin_prefetch(c + (mr + i) * ldc + v * VL, 1);
     }
 
     if (q->start == FBP_ADD) EACH acc[i][v] += LOAD(c + i * ldc, v);
@@ -111,13 +141,6 @@ static void (*const tiles[MR][NV])(const fbp_block *, const real *, const real *
 #endif
 };
 
-/* Asks for the cache lines of a tile of C early; nothing is read. */
-static ALWAYS_INLINE void fetch_tile(const real *c, ptrdiff_t ldc)
-{
-    for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) __builtin_prefetch(c + i * ldc + v * VL, 1);
-}
-
 static void block(const fbp_block *q)
 {
     assert(q->m > 0 && q->n > 0 && q->k >= 0);
@@ -128,7 +151,6 @@ static void block(const fbp_block *q)
         const real *a = q->a;
         for (ptrdiff_t i = 0; i < q->m; i += MR, a += q->a_panel) {
             const ptrdiff_t mr = q->m - i < MR ? q->m - i : MR;
-            if (i + MR < q->m) fetch_tile(q->c + (i + MR) * q->ldc + j, q->ldc);   /* the next tile's, while this one is computed */
             tiles[mr - 1][(nr - 1) / VL](q, a, b, q->c + i * q->ldc + j, nr, i, j);
         }
     }

@@ -39,7 +39,7 @@ typedef struct {
 } fbp_epilogue;
 
 /* C (m, n) = [start] + A (m, k) B (k, n), then the epilogue (or NULL).
- * A lies in panels of `mr` rows: element (i, p) of a panel at a[i*a_row + p*a_col], panels a_panel apart.
+ * A lies in panels of mr rows: element (i, p) of a panel at a[i*a_row + p*a_col], panels a_panel apart.
  * B lies in panels of `nr` columns: row p of a panel at b + p*b_row, panels b_panel apart; the last panel is readable over
  * its whole width. */
 typedef struct {
@@ -67,9 +67,10 @@ typedef struct {
 } fbp_rule;
 
 #define FBP_KERNELS(X) \
-    /* gemm.inc.c: panels of `width` columns, k rows deep: dst[(j - j%width)*k + p*width + j%width] = src[p*row + j*col], the last \
-     * panel filled up with zeros; one block of a product */ \
-    X(void, pack, (ptrdiff_t k, ptrdiff_t n, ptrdiff_t width, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst)) \
+    /* gemm.inc.c: A (m, k), column p at src + p*col, in panels of mr rows: dst[i/mr*panel + p*mr + i%mr]; B (k, n) in panels of nr \
+     * columns: dst[j/nr*panel + p*nr + j%nr]. What the last panel lacks is 0. A vector may be written past each panel of A. */ \
+    X(void, pack_a, (ptrdiff_t k, ptrdiff_t m, const R *src, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
+    X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, block, (const fbp_block *p)) \
     X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
     /* elementwise.inc.c: `add` accumulates into dx instead of storing; s is y or x, whichever f' wants */ \
@@ -94,14 +95,15 @@ typedef struct {
     const char *isa;
     size_t size;            /* bytes per element */
     int mr, nr;             /* register tile */
-    ptrdiff_t mc, nc;       /* cache blocks: rows of A, columns of B */
+    ptrdiff_t depth, nc;    /* cache blocks: k of both, columns of B */
+    size_t a_bytes;         /* a block of A, in the second cache */
 #define X(type, name, args) type (*name) args;
     FBP_KERNELS(X)
 #undef X
 } fbp_kernels;
 
-/* Rows of the contraction taken at once: the depth of a packed panel, and of a chunk of a sum over the batch. One number
- * for every instruction set and type, because the chunks decide the rounding of weight gradients. */
-enum { FBP_KC = 256 };
+/* Rows of a batch whose contributions to a gradient make one sum; the sums of the chunks are added up in order. One number for
+ * every instruction set and type, because it decides the rounding. */
+enum { FBP_CHUNK = 512 };
 
 #endif

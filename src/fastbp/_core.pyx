@@ -763,7 +763,7 @@ cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
 
 
 def matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
-    """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of FBP_KC terms, added up in order."""
+    """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of FBP_CHUNK terms, added up in order."""
     cdef int type = type_of_array(out), threads
     cdef ptrdiff_t m = a.shape[0], n = b.shape[1], k = a.shape[1]
     cdef fbp_epilogue e
