@@ -26,13 +26,10 @@ static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
     return even_parts(m, fit, t->mr);
 }
 
+static ptrdiff_t line(const fbp_kernels *t) { return 64 / (ptrdiff_t)t->size; }   /* elements of a cache line */
+
 /* Distance between the rows of a copied block: an odd number of cache lines, so that neighbours never fall into the same set. */
-static ptrdiff_t block_stride(const fbp_kernels *t, ptrdiff_t n)
-{
-    enum { LINE = 64 };
-    const ptrdiff_t line = LINE / (ptrdiff_t)t->size;
-    return (((n + line - 1) / line) | 1) * line;
-}
+static ptrdiff_t block_stride(const fbp_kernels *t, ptrdiff_t n) { return (((n + line(t) - 1) / line(t)) | 1) * line(t); }
 
 /* A is used where it lies unless its rows fall into the same sets of the caches, being whole pages apart, or much of B passes
  * over it. */
@@ -48,22 +45,18 @@ static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_matrix *b
 /* Between panels of A: room for the vector that the last row may write past its end. */
 static ptrdiff_t a_panel(const fbp_kernels *t, ptrdiff_t depth) { return block_stride(t, t->mr * depth + t->nr); }
 
-static size_t scratch_a(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
+static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+/* Room for a block of any product of at most these sizes: it grows with m and k, while blocks may shrink. */
+static size_t scratch_a(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t k)
 {
-    const ptrdiff_t rows = block_rows(t, m, depth);
-    const ptrdiff_t by_rows = rows * block_stride(t, depth), in_panels = (rows + t->mr - 1) / t->mr * a_panel(t, depth);
-    return (size_t)(by_rows > in_panels ? by_rows : in_panels) * t->size;
+    const ptrdiff_t room = (ptrdiff_t)(t->a_bytes / t->size), rows = min(ceil_to(m, t->mr), room / 256), padding = t->nr + 2 * line(t);
+    return aligned((size_t)(min(rows * min(k, t->depth), room) + rows * padding) * t->size);
 }
 
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
 {
-    size_t most = 0;
-    for (int chunked = 0; chunked < 2; chunked++) {
-        const ptrdiff_t depth = block_depth(t, k, chunked);
-        const size_t bytes = scratch_a(t, m, depth) + (size_t)(min(ceil_to(n, t->nr), t->nc) * depth) * t->size;
-        if (bytes > most) most = bytes;
-    }
-    return (most + 63) & ~(size_t)63;
+    return scratch_a(t, m, k) + aligned((size_t)(min(ceil_to(n, t->nr), t->nc) * min(k, t->depth)) * t->size);
 }
 
 /* The block of A to `to`: rows as rows, columns in panels. */
@@ -87,7 +80,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
 {
     const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, &q->b);
     const ptrdiff_t depth = block_depth(t, q->k, q->chunked), rows = block_rows(t, i1 - i0, depth);
-    void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, i1 - i0, depth);
+    void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, q->m, q->k);
     for (ptrdiff_t j = j0; j < j1; j += t->nc) {
         const ptrdiff_t n = min(t->nc, j1 - j);
         const ptrdiff_t whole = packs_b ? 0 : n / t->nr * t->nr;   /* columns that B's own rows serve; a last partial panel is copied */

@@ -580,3 +580,16 @@ def test_s23_fit_works_again_after_divergence(build):
     x, y, _ = draw("MSELoss")
     losses = model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.01), epochs=3, batch_size=8, seed=1).history["loss"]
     assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize(("batch", "last"), [(61, 60), (253, 252), (300, 130), (700, 520), (1100, 1000)])
+def test_room_for_a_batch_serves_every_smaller_one(batch, last):
+    """Cache blocks of a smaller batch may be larger. The ragged last batch takes the step it takes alone, by the same bits."""
+    rng = np.random.default_rng(3)
+    x, y = (rng.standard_normal((batch + last, width)).astype(np.float32) for width in (1024, 3))
+    together, apart = (fb.Sequential(fb.Linear(1024, 260), fb.ReLU(), fb.Linear(260, 3), seed=1) for _ in range(2))
+    settings = {"loss": fb.MSELoss(), "epochs": 1, "shuffle": False}
+    together.fit(x, y, optimizer=fb.SGD(lr=0.01), batch_size=batch, **settings)
+    apart.fit(x[:batch], y[:batch], optimizer=fb.SGD(lr=0.01), batch_size=batch, **settings)
+    apart.fit(x[batch:], y[batch:], optimizer=fb.SGD(lr=0.01), batch_size=last, **settings)
+    assert np.array_equal(together.flat_parameters, apart.flat_parameters)
