@@ -470,6 +470,11 @@ cdef class Program:
             free(memory)
         return out
 
+    @property
+    def nbytes(self):
+        """Bytes of the frame's memory."""
+        return 0 if self.memory == NULL else fbp_frame_bytes(&self.c, self.frame_threads)
+
     def release(self):
         """Gives the frame's memory back until it is used again; the values that `backward` needs go with it."""
         if self.running != 1 + fbp_forked():

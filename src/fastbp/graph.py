@@ -16,6 +16,7 @@ import numpy as np
 from . import _core, arrays, compiler, init
 from .compiler import Node
 from .runtime import InUse
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .optim import Optimizer
@@ -97,6 +98,7 @@ class Model:
         """What is derived or belongs to this process: programs, views, marks."""
         self.in_use = InUse()
         self._programs: dict[Any, _core.Program] = {}
+        self.workspace = Workspace()
         self._pending: _core.Program | None = None   # holds the batch that backward may be called for
         self._parameters = MappingProxyType(self.views(self._flat_parameters))
         self._gradients = MappingProxyType(self.views(self._flat_gradients))
@@ -104,7 +106,7 @@ class Model:
         self._stepper: _core.Program | None = None     # what forward used last
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = {"in_use", "_programs", "_pending", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients"}
+        derived = {"in_use", "_programs", "workspace", "_pending", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients"}
         return {key: value for key, value in self.__dict__.items() if key not in derived} | {"optimizer": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from . import _core, arrays
 from .losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, Loss
 from .optim import Optimizer
+from .workspace import Workspace
 
 SLICE = 0.025   # seconds between two looks at signals
 
@@ -190,12 +191,12 @@ class _NativeRun:
         if isinstance(loss, BCELoss) and getattr(_last(model)[0], "function", None) == "sigmoid":   # MATH.md §5: the pair in its simplified form, p - y
             output, loss, self._through_sigmoid = model.nodes[_last(model)[1]].reads[0], BCEWithLogitsLoss(loss.reduction), True
         self.model, self.data, self.metrics = model, data, metrics
-        program = self.program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], output=output)
+        program = model.workspace.use(model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], output=output))
         wants_outputs = any(callable(metric) for metric in metrics.values())
         self._outputs = np.empty((len(data), program.outputs), model.dtype) if wants_outputs else None
-        self._gradients = arrays.aligned_zeros(model.flat_parameters.size, model.dtype)
+        gradients = model.workspace.array("gradients", model.flat_parameters)
         state1, state2 = (*optimizer.state, None, None)[:2]
-        self.run = _core.Run(program, loss.rule(program.outputs), optimizer.rule(model, clip_norm), model.flat_parameters, self._gradients,
+        self.run = _core.Run(program, loss.rule(program.outputs), optimizer.rule(model, clip_norm), model.flat_parameters, gradients,
                              state1, state2, data.x, data.t, data.label, data.weight, batch_size, self._outputs,
                              loss.threshold if "accuracy" in metrics else None, model.seed, model.steps, optimizer.steps)
         self.start, self.advance, self.rewind = self.run.start, self.run.advance, self.run.rewind
@@ -220,9 +221,9 @@ class _PythonRun:
     def __init__(self, model: Any, loss: Any, optimizer: Optimizer, data: _Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
         self.model, self.loss, self.optimizer, self.data, self.metrics = model, loss, optimizer, data, metrics
         self.batch_size = batch_size
-        self.program = model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1])
+        self.program = model.workspace.use(model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1]))
         self.rule = optimizer.rule(model, clip_norm)
-        self.gradients = arrays.aligned_zeros(model.flat_parameters.size, model.dtype)
+        self.gradients = model.workspace.array("gradients", model.flat_parameters)
         self.outputs = np.empty((len(data), self.program.outputs), model.dtype) if metrics else None
         self.run = self   # the counters that fit reads are here
         self.steps, self.dropout_step = optimizer.steps, model.steps
@@ -277,15 +278,17 @@ class _Recovery:
 
     INTERVAL, SHARE, LOG_BYTES = 1.0, 0.02, 64 << 20
 
-    def __init__(self, run: Any, held: Sequence[np.ndarray]):
+    def __init__(self, run: Any, held: Sequence[np.ndarray], workspace: Workspace):
         self.run, self.held = run, held
+        self.copies = [workspace.array(f"copy {i}", array) for i, array in enumerate(held)]
         self.stale = True   # somebody else may have written to the parameters
 
     def prepare(self) -> None:
         """Before every slice."""
         if self.stale or time.monotonic() >= self.due or self.bytes > self.LOG_BYTES:
             begin = time.monotonic()
-            self.copies = [array.copy() for array in self.held]
+            for array, copy in zip(self.held, self.copies, strict=True):
+                copy[...] = array
             self.counters = self.run.run.steps, self.run.run.dropout_step
             self.log: list[tuple[np.ndarray | None, np.ndarray, int, int]] = []
             self.bytes, self.stale = 0, False
@@ -378,7 +381,7 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
             optimizer.bind(model)
             model.optimizer = optimizer
             run = (_NativeRun if isinstance(loss, Loss) else _PythonRun)(model, loss, optimizer, data, batch_size, clip, named)
-            recovery = _Recovery(run, (model.flat_parameters, *optimizer.state))
+            recovery = _Recovery(run, (model.flat_parameters, *optimizer.state), model.workspace)
             watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
             _call(callbacks, "on_train_begin", model)
             stop = False
@@ -416,7 +419,7 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
             _call(callbacks, "on_train_end", model)
     finally:
         if run is not None:
-            run.program.release()
+            model.workspace.trim()
             optimizer.steps, model.steps = run.run.steps, run.run.dropout_step
             model.optimizer = None
             model.parameters_changed()

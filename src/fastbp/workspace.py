@@ -1,0 +1,35 @@
+"""Memory that a fit leaves to the next one."""
+from __future__ import annotations
+
+import numpy as np
+
+from . import _core, arrays
+
+
+class Workspace:
+    """Memory of a fit, kept for the next one of the same model unless it is large: fresh pages cost more than a small step."""
+
+    KEPT_BYTES = 256 << 20
+
+    def __init__(self) -> None:
+        self._program: _core.Program | None = None
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def use(self, program: _core.Program) -> _core.Program:
+        """The program whose memory is kept from now on."""
+        if self._program is not None and self._program is not program:
+            self._program.release()
+        self._program = program
+        return program
+
+    def array(self, role: str, like: np.ndarray) -> np.ndarray:
+        """The array of this role: zeros at first, what it held afterwards."""
+        array = self._arrays.get(role)
+        if array is None or array.size != like.size or array.dtype != like.dtype:
+            array = self._arrays[role] = arrays.aligned_zeros(like.size, like.dtype)
+        return array
+
+    def trim(self) -> None:
+        if self._program is not None and self._program.nbytes + sum(array.nbytes for array in self._arrays.values()) > self.KEPT_BYTES:
+            self._program.release()
+            self._arrays.clear()
