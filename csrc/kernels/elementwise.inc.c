@@ -153,6 +153,27 @@ static void scale(ptrdiff_t n, double factor, real *x)
     for (ptrdiff_t i = 0; i < n; i++) x[i] *= f;
 }
 
+/* Short rows are worked on side by side: r <= VL rows of n <= SHORT, element j of row l in lane l of x[j]. Other lanes are 0.
+ * Returns their maxima. */
+enum { SHORT = 32 };
+
+static ALWAYS_INLINE vreal load_lanes(ptrdiff_t r, ptrdiff_t n, const real *rows, vreal *x)
+{
+    real lanes[SHORT][VL];
+    for (ptrdiff_t j = 0; j < n; j++) for (ptrdiff_t l = r; l < VL; l++) lanes[j][l] = 0;
+    for (ptrdiff_t l = 0; l < r; l++) for (ptrdiff_t j = 0; j < n; j++) lanes[j][l] = rows[l * n + j];
+    vreal max = v_load(lanes[0]);
+    for (ptrdiff_t j = 0; j < n; j++) x[j] = v_load(lanes[j]), max = v_max(x[j], max);
+    return max;
+}
+
+static ALWAYS_INLINE void store_lanes(ptrdiff_t r, ptrdiff_t n, const vreal *x, real *rows)
+{
+    real lanes[SHORT][VL];
+    for (ptrdiff_t j = 0; j < n; j++) v_store(lanes[j], x[j]);
+    for (ptrdiff_t l = 0; l < r; l++) for (ptrdiff_t j = 0; j < n; j++) rows[l * n + j] = lanes[j][l];
+}
+
 static void softmax_forward(ptrdiff_t B, ptrdiff_t n, const real *x, real *y)
 {
     for (ptrdiff_t i = 0; i < B; i++, x += n, y += n) {

@@ -172,6 +172,6 @@ static void column_sums(ptrdiff_t B, ptrdiff_t n, const real *x, ptrdiff_t ldx, 
         vreal acc = {0};
         if (r == VL) for (ptrdiff_t i = 0; i < B; i++) acc += v_load(x + i * ldx + j);
         else for (ptrdiff_t i = 0; i < B; i++) acc += v_load_n(x + i * ldx + j, r);
-        v_store_n(y + j, start == FBP_ADD ? v_load_n(y + j, r) + acc : acc, r);
+        v_put(y + j, start == FBP_ADD ? v_part(y + j, r) + acc : acc, r);
     }
 }

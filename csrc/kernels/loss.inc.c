@@ -73,48 +73,118 @@ static double loss(int kind, ptrdiff_t B, ptrdiff_t n, const real *p, const real
     }
 }
 
-/* Targets are labels, or probabilities t (B, n). Smoothing e moves them to (1-e) t + e/n. A row with w = 0 counts for
- * nothing even where its loss is infinite. */
-static double cross_entropy(ptrdiff_t B, ptrdiff_t n, const real *s, const real *t, const int64_t *label, const real *w, double smoothing,
-                            double factor, real *ds)
+/* Softmax cross-entropy. Targets are labels, or probabilities t (B, n). Smoothing e moves them to (1-e) t + e/n. A row with w = 0
+ * counts for nothing even where its loss is infinite. */
+typedef struct {
+    const real *t, *w;
+    const int64_t *label;
+    double even, kept, factor;   /* e/n, 1-e */
+} soft_targets;
+
+/* Rows that are longer than a few vectors: one after the other. ds may be s. */
+static double cross_entropy_rows(ptrdiff_t B, ptrdiff_t n, const real *s, const soft_targets *q, real *ds)
 {
-    const double even = smoothing / (double)n, kept = 1 - smoothing;
+    const real *t = q->t;
     double total = 0;
     for (ptrdiff_t i = 0; i < B; i++, s += n) {
         const real max = row_max(n, s);
-        assert(!label || (0 <= label[i] && label[i] < n));
         double linear = 0, mass;   /* of s - max and of t: taken first, since ds may be s */
-        if (label) {
-            mass = kept;
-            linear = kept * (double)(s[label[i]] - max);
+        if (q->label) {
+            mass = q->kept;
+            linear = q->kept * (double)(s[q->label[i]] - max);
         } else {
             double lane_mass[LANES] = {0}, lane_linear[LANES] = {0};
             for (ptrdiff_t j = 0; j < n; j++) {
                 lane_mass[j % LANES] += (double)t[j];
                 if (t[j] != 0) lane_linear[j % LANES] += (double)t[j] * (double)(s[j] - max);   /* 0 * -inf is 0 here */
             }
-            mass = kept * lanes_sum(lane_mass);
-            linear = kept * lanes_sum(lane_linear);
+            mass = q->kept * lanes_sum(lane_mass);
+            linear = q->kept * lanes_sum(lane_linear);
         }
-        if (smoothing > 0) {
+        if (q->even > 0) {
             double lane[LANES] = {0};
             for (ptrdiff_t j = 0; j < n; j++) lane[j % LANES] += (double)(s[j] - max);
-            linear += even * lanes_sum(lane);
-            mass += smoothing;
+            linear += q->even * lanes_sum(lane);
+            mass += q->even * (double)n;
         }
         const double sum_exp = row_exp(n, s, max, ds);
-        const double weight = w ? (double)w[i] : 1;
+        const double weight = q->w ? (double)q->w[i] : 1;
         if (weight != 0) total += weight * (mass * log(sum_exp) - linear);
         if (ds) {
-            const double f = weight * factor;
-            const real g = (real)(f * mass / sum_exp), shift = (real)(f * even);
+            const double f = weight * q->factor;
+            const real g = (real)(f * mass / sum_exp), shift = (real)(f * q->even);
             for (ptrdiff_t j = 0; j < n; j++) ds[j] = g * ds[j] - shift;
-            if (label) ds[label[i]] -= (real)(f * kept);
-            else for (ptrdiff_t j = 0; j < n; j++) ds[j] -= (real)(f * kept) * t[j];
+            if (q->label) ds[q->label[i]] -= (real)(f * q->kept);
+            else for (ptrdiff_t j = 0; j < n; j++) ds[j] -= (real)(f * q->kept) * t[j];
             ds += n;
         }
         if (t) t += n;
     }
+    return total;
+}
+
+/* r <= VL short rows side by side, one in each lane. The largest terms of a sum are 1: the rest is added up alone, and the logarithm
+ * taken as log(1 + rest). Returns the total with these rows added, one after the other. */
+static ALWAYS_INLINE double cross_entropy_lanes(double total, ptrdiff_t r, ptrdiff_t n, const real *s, const soft_targets *q, ptrdiff_t row, real *ds)
+{
+    vreal x[SHORT], e[SHORT], t[SHORT], max;
+    double rest[SHORT] = {0}, linear[SHORT] = {0}, mass[SHORT];
+    vreal largest = {0};
+    max = load_lanes(r, n, s, x);
+    if (q->t) load_lanes(r, n, q->t + row * n, t);
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const vreal d = x[j] - max;
+        e[j] = v_exp(d);
+        const vreal smaller = v_drop(d == 0, e[j]);
+        largest += v_keep(d == 0, v_set(1));
+        for (int l = 0; l < VL; l++) rest[l] += (double)smaller[l];
+    }
+    for (int l = 0; l < VL; l++) rest[l] += (double)largest[l] - 1, mass[l] = q->kept;
+    if (q->t) {
+        double of_t[SHORT] = {0};
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const vreal d = v_drop(t[j] == 0, x[j] - max);   /* 0 * -inf is 0 here */
+            for (int l = 0; l < VL; l++) of_t[l] += (double)t[j][l], linear[l] += (double)t[j][l] * (double)d[l];
+        }
+        for (int l = 0; l < VL; l++) mass[l] *= of_t[l], linear[l] *= q->kept;
+    } else {
+        for (ptrdiff_t l = 0; l < r; l++) linear[l] = q->kept * (double)(x[q->label[row + l]][l] - max[l]);
+    }
+    if (q->even > 0) {
+        double all[SHORT] = {0};
+        for (ptrdiff_t j = 0; j < n; j++)
+            for (int l = 0; l < VL; l++) all[l] += (double)(x[j] - max)[l];
+        for (int l = 0; l < VL; l++) linear[l] += q->even * all[l], mass[l] += q->even * (double)n;
+    }
+    vreal logarithm, g, shift, pull;
+    for (int l = 0; l < VL; l++) logarithm[l] = (real)rest[l];
+    logarithm = v_log1p(logarithm);
+    for (ptrdiff_t l = 0; l < r; l++) {
+        const double weight = q->w ? (double)q->w[row + l] : 1;
+        if (weight != 0) total += weight * (mass[l] * (double)logarithm[l] - linear[l]);
+    }
+    if (!ds) return total;
+    for (int l = 0; l < VL; l++) {
+        const double f = (q->w && l < r ? (double)q->w[row + l] : 1) * q->factor;
+        g[l] = (real)(f * mass[l] / (1 + rest[l])), shift[l] = (real)(f * q->even), pull[l] = (real)(f * q->kept);
+    }
+    for (ptrdiff_t j = 0; j < n; j++) {
+        e[j] = g * e[j] - shift;
+        if (q->t) e[j] -= pull * t[j];
+    }
+    store_lanes(r, n, e, ds);
+    if (q->label) for (ptrdiff_t l = 0; l < r; l++) ds[l * n + q->label[row + l]] -= pull[l];
+    return total;
+}
+
+static double cross_entropy(ptrdiff_t B, ptrdiff_t n, const real *s, const real *t, const int64_t *label, const real *w, double smoothing,
+                            double factor, real *ds)
+{
+    const soft_targets q = {t, w, label, smoothing / (double)n, 1 - smoothing, factor};
+    if (n > SHORT) return cross_entropy_rows(B, n, s, &q, ds);
+    double total = 0;
+    for (ptrdiff_t i = 0; i < B; i += VL)
+        total = cross_entropy_lanes(total, B - i < VL ? B - i : VL, n, s + i * n, &q, i, ds ? ds + i * n : NULL);
     return total;
 }
 

@@ -1,9 +1,6 @@
 /* Updates in place over n elements. Each returns 0 when all new parameters are finite: p * 0 is then 0 in every lane and NaN
  * otherwise, one instruction that hides behind the memory traffic. */
 
-static ALWAYS_INLINE vreal v_part(const real *p, ptrdiff_t r) { return r < VL ? v_load_n(p, r) : v_load(p); }
-static ALWAYS_INLINE void v_put(real *p, vreal v, ptrdiff_t r) { if (r < VL) v_store_n(p, v, r); else v_store(p, v); }
-
 static int any_nonzero(vreal v)
 {
     int found = 0;

@@ -78,12 +78,24 @@ static ALWAYS_INLINE __m256i v_mask_n(ptrdiff_t n)
     };
     return _mm256_loadu_si256((const __m256i *)(ones_then_zeros + VL - n));
 }
+/* Stores go in parts: some processors take dozens of cycles for one under a mask. */
 #ifdef FBP_DOUBLE
 static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n) { return (vreal)_mm256_maskload_pd(p, v_mask_n(n)); }
-static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { _mm256_maskstore_pd(p, v_mask_n(n), (__m256d)v); }
+static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n)
+{
+    __m128d part = _mm256_castpd256_pd128((__m256d)v);
+    if (n & 2) _mm_storeu_pd(p, part), p += 2, part = _mm256_extractf128_pd((__m256d)v, 1);
+    if (n & 1) _mm_store_sd(p, part);
+}
 #else
 static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n) { return (vreal)_mm256_maskload_ps(p, v_mask_n(n)); }
-static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { _mm256_maskstore_ps(p, v_mask_n(n), (__m256)v); }
+static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n)
+{
+    __m128 part = _mm256_castps256_ps128((__m256)v);
+    if (n & 4) _mm_storeu_ps(p, part), p += 4, part = _mm256_extractf128_ps((__m256)v, 1);
+    if (n & 2) _mm_storel_pi((__m64 *)p, part), p += 2, part = _mm_movehl_ps(part, part);
+    if (n & 1) _mm_store_ss(p, part);
+}
 #endif
 #else
 static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n)
@@ -94,6 +106,10 @@ static ALWAYS_INLINE vreal v_load_n(const real *p, ptrdiff_t n)
 }
 static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { memcpy(p, &v, (size_t)n * sizeof(real)); }
 #endif
+
+/* The first r elements, r <= VL. */
+static ALWAYS_INLINE vreal v_part(const real *p, ptrdiff_t r) { return r < VL ? v_load_n(p, r) : v_load(p); }
+static ALWAYS_INLINE void v_put(real *p, vreal v, ptrdiff_t r) { if (r < VL) v_store_n(p, v, r); else v_store(p, v); }
 
 /* ---- a*b + c with one rounding. The baseline set has no such instruction and rounds twice: its results form a
  * ---- numerics class of their own; all the others agree bit for bit. ------------------------------------------------ */
