@@ -115,11 +115,6 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const fbp_block *q, c
         if (v == nv - 1 && tail < VL) v_store_n(c + i * ldc + v * VL, acc[i][v], tail);
         else v_store(c + i * ldc + v * VL, acc[i][v]);
     }
-    if (act == FBP_IDENTITY || act == FBP_RELU) return;
-    for (int i = 0; i < mr; i++) {
-        if (y) act_backward(act, nr, y + i * e->ldy, c + i * ldc, e->alpha, 0, c + i * ldc);
-        else act_forward(act, nr, c + i * ldc, e->alpha, c + i * ldc);
-    }
 #undef EACH
 #undef LOAD
 }
@@ -141,6 +136,18 @@ static void (*const tiles[MR][NV])(const fbp_block *, const real *, const real *
 #endif
 };
 
+/* The activations that are not worth a place in every tile, over whole rows. */
+static void activate(const fbp_block *q, const fbp_epilogue *e)
+{
+    const int dense = q->ldc == q->n && (!e->y || e->ldy == q->n);
+    const ptrdiff_t rows = dense ? 1 : q->m, n = dense ? q->m * q->n : q->n;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        real *c = q->c + i * q->ldc;
+        if (e->y) act_backward(e->act, n, e->y + i * e->ldy, c, e->alpha, 0, c);
+        else act_forward(e->act, n, c, e->alpha, c);
+    }
+}
+
 static void block(const fbp_block *q)
 {
     assert(q->m > 0 && q->n > 0 && q->k >= 0);
@@ -154,6 +161,7 @@ static void block(const fbp_block *q)
             tiles[mr - 1][(nr - 1) / VL](q, a, b, q->c + i * q->ldc + j, nr, i, j);
         }
     }
+    if (q->epilogue && q->epilogue->act != FBP_IDENTITY && q->epilogue->act != FBP_RELU) activate(q, q->epilogue);
 }
 
 /* y_j = [start] + sum over the B rows of x_ij, in ascending order. Several columns at once hide the latency of addition. */
