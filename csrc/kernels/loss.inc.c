@@ -127,47 +127,38 @@ static double cross_entropy_rows(ptrdiff_t B, ptrdiff_t n, const real *s, const 
  * taken as log(1 + rest). Returns the total with these rows added, one after the other. */
 static ALWAYS_INLINE double cross_entropy_lanes(double total, ptrdiff_t r, ptrdiff_t n, const real *s, const soft_targets *q, ptrdiff_t row, real *ds)
 {
-    vreal x[SHORT], e[SHORT], t[SHORT], max;
-    double rest[SHORT] = {0}, linear[SHORT] = {0}, mass[SHORT];
-    vreal largest = {0};
-    max = load_lanes(r, n, s, x);
+    vreal x[SHORT], e[SHORT], t[SHORT], weight_row[1] = {v_set(1)}, largest = {0};
+    vdouble rest = {0}, linear = {0}, mass = {0};
+    const vreal max = load_lanes(r, n, s, x);
     if (q->t) load_lanes(r, n, q->t + row * n, t);
+    if (q->w) load_lanes(r, 1, q->w + row, weight_row);
     for (ptrdiff_t j = 0; j < n; j++) {
         const vreal d = x[j] - max;
         e[j] = v_exp(d);
-        const vreal smaller = v_drop(d == 0, e[j]);
         largest += v_keep(d == 0, v_set(1));
-        for (int l = 0; l < VL; l++) rest[l] += (double)smaller[l];
+        rest += v_widen(v_drop(d == 0, e[j]));
     }
-    for (int l = 0; l < VL; l++) rest[l] += (double)largest[l] - 1, mass[l] = q->kept;
+    rest += v_widen(largest) - 1;
     if (q->t) {
-        double of_t[SHORT] = {0};
         for (ptrdiff_t j = 0; j < n; j++) {
-            const vreal d = v_drop(t[j] == 0, x[j] - max);   /* 0 * -inf is 0 here */
-            for (int l = 0; l < VL; l++) of_t[l] += (double)t[j][l], linear[l] += (double)t[j][l] * (double)d[l];
+            mass += v_widen(t[j]);
+            linear += v_widen(t[j]) * v_widen(v_drop(t[j] == 0, x[j] - max));   /* 0 * -inf is 0 here */
         }
-        for (int l = 0; l < VL; l++) mass[l] *= of_t[l], linear[l] *= q->kept;
     } else {
-        for (ptrdiff_t l = 0; l < r; l++) linear[l] = q->kept * (double)(x[q->label[row + l]][l] - max[l]);
+        for (ptrdiff_t l = 0; l < r; l++) linear[l] = (double)(s[l * n + q->label[row + l]] - max[l]);
+        mass += 1;
     }
+    linear *= q->kept, mass *= q->kept;
     if (q->even > 0) {
-        double all[SHORT] = {0};
-        for (ptrdiff_t j = 0; j < n; j++)
-            for (int l = 0; l < VL; l++) all[l] += (double)(x[j] - max)[l];
-        for (int l = 0; l < VL; l++) linear[l] += q->even * all[l], mass[l] += q->even * (double)n;
+        vdouble all = {0};
+        for (ptrdiff_t j = 0; j < n; j++) all += v_widen(x[j] - max);
+        linear += q->even * all, mass += q->even * (double)n;
     }
-    vreal logarithm, g, shift, pull;
-    for (int l = 0; l < VL; l++) logarithm[l] = (real)rest[l];
-    logarithm = v_log1p(logarithm);
-    for (ptrdiff_t l = 0; l < r; l++) {
-        const double weight = q->w ? (double)q->w[row + l] : 1;
-        if (weight != 0) total += weight * (mass[l] * (double)logarithm[l] - linear[l]);
-    }
+    const vdouble value = mass * v_widen(v_log1p(v_narrow(rest))) - linear, weight = v_widen(weight_row[0]);
+    for (ptrdiff_t l = 0; l < r; l++) if (weight[l] != 0) total += weight[l] * value[l];
     if (!ds) return total;
-    for (int l = 0; l < VL; l++) {
-        const double f = (q->w && l < r ? (double)q->w[row + l] : 1) * q->factor;
-        g[l] = (real)(f * mass[l] / (1 + rest[l])), shift[l] = (real)(f * q->even), pull[l] = (real)(f * q->kept);
-    }
+    const vdouble f = weight * q->factor;
+    const vreal g = v_narrow(f * mass / (1 + rest)), shift = v_narrow(f * q->even), pull = v_narrow(f * q->kept);
     for (ptrdiff_t j = 0; j < n; j++) {
         e[j] = g * e[j] - shift;
         if (q->t) e[j] -= pull * t[j];

@@ -250,6 +250,13 @@ static ALWAYS_INLINE void v_transpose(const real *src, ptrdiff_t from, int n, re
     for (int i = 0; i < PATCH; i++) *(vpatch_unaligned *)(dst + i * to) = t[i];
 }
 
+/* ---- one double per lane -------------------------------------------------------------------------------------------- */
+
+typedef double vdouble __attribute__((vector_size(VBYTES / sizeof(real) * sizeof(double))));
+
+static ALWAYS_INLINE vdouble v_widen(vreal v) { return __builtin_convertvector(v, vdouble); }
+static ALWAYS_INLINE vreal v_narrow(vdouble v) { return __builtin_convertvector(v, vreal); }
+
 /* ---- reductions: always over LANES accumulators in one fixed tree, whatever the vector width ----------------------- */
 
 enum { LANES = 16 };
