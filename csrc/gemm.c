@@ -39,8 +39,14 @@ static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *
     return q->k >= 32 && (stride % 4096 == 0 ? n > 4 * t->nr : n > 48 * t->nr);
 }
 
-/* B must be copied when its rows are not contiguous, and is when enough of A passes over it. */
-static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_matrix *b) { return b->col != 1 || m > 3 * t->mr; }
+/* B must be packed when its rows are not contiguous, and is when enough of A passes over it, unless all of it stays in the second
+ * cache as it lies. */
+static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_product *q)
+{
+    if (q->b.col != 1) return 1;
+    const size_t stride = (size_t)q->b.row * t->size;
+    return m > 3 * t->mr && (stride % 4096 == 0 || (size_t)q->k * stride > t->a_bytes);
+}
 
 /* Between panels of A: room for the vector that the last row may write past its end. */
 static ptrdiff_t a_panel(const fbp_kernels *t, ptrdiff_t depth) { return block_stride(t, t->mr * depth + t->nr); }
@@ -78,7 +84,7 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
 /* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel. */
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
 {
-    const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, &q->b);
+    const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, q);
     const ptrdiff_t depth = block_depth(t, q->k, q->chunked), rows = block_rows(t, i1 - i0, depth);
     void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, q->m, q->k);
     for (ptrdiff_t j = j0; j < j1; j += t->nc) {
