@@ -14,10 +14,12 @@ static ptrdiff_t even_parts(ptrdiff_t n, ptrdiff_t most, ptrdiff_t unit)
     return parts > 1 ? ceil_to((n + parts - 1) / parts, unit) : n;
 }
 
-static ptrdiff_t block_depth(const fbp_kernels *t, ptrdiff_t k, int chunked)
+static ptrdiff_t block_depth(const fbp_kernels *t, const fbp_product *q, int flat)
 {
-    if (k == 0) return 1;   /* one block of nothing, for the bias and the activation */
-    return chunked ? min(k, FBP_CHUNK) : even_parts(k, t->depth, 16);
+    enum { NEAR_BYTES = 16 << 10 };
+    if (q->k == 0) return 1;   /* one block of nothing, for the bias and the activation */
+    if (q->chunked) return min(q->k, FBP_CHUNK);
+    return even_parts(q->k, flat ? NEAR_BYTES / (ptrdiff_t)t->size / t->nr : t->depth, 16);
 }
 
 static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
@@ -85,10 +87,11 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
 {
     const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, q);
-    const ptrdiff_t depth = block_depth(t, q->k, q->chunked), rows = block_rows(t, i1 - i0, depth);
+    const int flat = packs_b && i1 - i0 <= 2 * t->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */
+    const ptrdiff_t depth = block_depth(t, q, flat), rows = block_rows(t, i1 - i0, depth), columns = flat ? t->nr : t->nc;
     void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, q->m, q->k);
-    for (ptrdiff_t j = j0; j < j1; j += t->nc) {
-        const ptrdiff_t n = min(t->nc, j1 - j);
+    for (ptrdiff_t j = j0; j < j1; j += columns) {
+        const ptrdiff_t n = min(columns, j1 - j);
         const ptrdiff_t whole = packs_b ? 0 : n / t->nr * t->nr;   /* columns that B's own rows serve; a last partial panel is copied */
         for (ptrdiff_t p = 0; p == 0 || p < q->k; p += depth) {
             const ptrdiff_t k = min(depth, q->k - p);
