@@ -53,18 +53,20 @@ static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_product *
 /* Between panels of A: room for the vector that the last row may write past its end. */
 static ptrdiff_t a_panel(const fbp_kernels *t, ptrdiff_t depth) { return block_stride(t, t->mr * depth + t->nr); }
 
+static ptrdiff_t most_depth(const fbp_kernels *t, ptrdiff_t k) { return min(k, t->depth > FBP_CHUNK ? t->depth : FBP_CHUNK); }
+
 static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 /* Room for a block of any product of at most these sizes: it grows with m and k, while blocks may shrink. */
 static size_t scratch_a(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t k)
 {
     const ptrdiff_t room = (ptrdiff_t)(t->a_bytes / t->size), rows = min(ceil_to(m, t->mr), room / 256), padding = t->nr + 2 * line(t);
-    return aligned((size_t)(min(rows * min(k, t->depth), room) + rows * padding) * t->size);
+    return aligned((size_t)(min(rows * most_depth(t, k), room) + rows * padding) * t->size);
 }
 
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
 {
-    return scratch_a(t, m, k) + aligned((size_t)(min(ceil_to(n, t->nr), t->nc) * min(k, t->depth)) * t->size);
+    return scratch_a(t, m, k) + aligned((size_t)(min(ceil_to(n, t->nr), t->nc) * most_depth(t, k)) * t->size);
 }
 
 /* The block of A to `to`: rows as rows, columns in panels. */

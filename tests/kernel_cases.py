@@ -45,7 +45,7 @@ def _source(file, pattern):
 
 CHUNK = _source("table.h", r"FBP_CHUNK = (\d+)")  # rows of a batch that make one sum
 NC = _source("gemm.inc.c", r"\bNC = (\d+)")
-_BLOCKS = {wide: (_source("gemm.inc.c", pattern + r"DEPTH = (\d+)"), 1024 * _source("gemm.inc.c", pattern + r"DEPTH[^\n]*A_BYTES = (\d+) << 10"))
+_BLOCKS = {wide: (_source("gemm.inc.c", pattern + r"DEPTH = (\d+) / sizeof"), 1024 * _source("gemm.inc.c", pattern + r"DEPTH[^\n]*A_BYTES = (\d+) << 10"))
            for wide, pattern in [(True, r"VBYTES == 64\nenum \{ "), (False, r"#else\nenum \{ ")]}
 
 
@@ -54,6 +54,7 @@ def tile(isa, dtype):
     rows, width = _TILE[isa]
     size = np.dtype(dtype).itemsize
     depth, room = _BLOCKS[width == 64]
+    depth //= size
     return SimpleNamespace(MR=rows, VL=width // size, NR=2 * (width // size), MC=room // size // depth // rows * rows, NC=NC, KC=depth, PAGE=4096 // size)
 
 

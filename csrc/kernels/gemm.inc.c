@@ -17,9 +17,9 @@ enum { MR = 6, NV = 2 };
 /* Cache blocks. A panel of B (DEPTH x NR) streams from the second cache beside a block of A that stays there; a deep block
  * visits C seldom. */
 #if VBYTES == 64
-enum { DEPTH = 1024, NC = 1024, A_BYTES = 256 << 10 };
+enum { DEPTH = 4096 / sizeof(real), NC = 1024, A_BYTES = 256 << 10 };
 #else
-enum { DEPTH = 512, NC = 1024, A_BYTES = 192 << 10 };
+enum { DEPTH = 2048 / sizeof(real), NC = 1024, A_BYTES = 192 << 10 };
 #endif
 
 /* One row of a panel, r of its columns exist. Whole vectors are written: what they write too much belongs to the next row, which
@@ -164,22 +164,29 @@ static void block(const fbp_block *q)
     if (q->epilogue && q->epilogue->act != FBP_IDENTITY && q->epilogue->act != FBP_RELU) activate(q, q->epilogue);
 }
 
-/* y_j = [start] + sum over the B rows of x_ij, in ascending order. Several columns at once hide the latency of addition. */
+/* y_j = [start] + sum over the B rows of x_ij, in ascending order. A few rows at a time, along them: every row is a stream. */
 static void column_sums(ptrdiff_t B, ptrdiff_t n, const real *x, ptrdiff_t ldx, int start, real *y)
 {
-    enum { WIDE = 8 };
-    ptrdiff_t j = 0;
-    for (; j + WIDE * VL <= n; j += WIDE * VL) {
-        vreal acc[WIDE] = {{0}};
-        for (ptrdiff_t i = 0; i < B; i++)
-            for (int v = 0; v < WIDE; v++) acc[v] += v_load(x + i * ldx + j + v * VL);
-        for (int v = 0; v < WIDE; v++) v_store(y + j + v * VL, start == FBP_ADD ? v_load(y + j + v * VL) + acc[v] : acc[v]);
-    }
-    for (; j < n; j += VL) {
-        const ptrdiff_t r = n - j < VL ? n - j : VL;
-        vreal acc = {0};
-        if (r == VL) for (ptrdiff_t i = 0; i < B; i++) acc += v_load(x + i * ldx + j);
-        else for (ptrdiff_t i = 0; i < B; i++) acc += v_load_n(x + i * ldx + j, r);
-        v_put(y + j, start == FBP_ADD ? v_part(y + j, r) + acc : acc, r);
+    enum { ROWS = 8, COLUMNS = 1024 };   /* sums that stay in the first cache */
+    real total[COLUMNS];
+    for (ptrdiff_t j0 = 0; j0 < n; j0 += COLUMNS) {
+        const ptrdiff_t columns = n - j0 < COLUMNS ? n - j0 : COLUMNS;
+        memset(total, 0, sizeof total);
+        for (ptrdiff_t i = 0; i < B; i += ROWS) {
+            const real *rows = x + i * ldx + j0;
+            const int count = B - i < ROWS ? (int)(B - i) : ROWS;
+            for (ptrdiff_t j = 0; j < columns; j += VL) {
+                const ptrdiff_t r = columns - j < VL ? columns - j : VL;
+                vreal acc = v_load(total + j);
+                if (count == ROWS && r == VL) _Pragma("GCC unroll 8") for (int l = 0; l < ROWS; l++) acc += v_load(rows + l * ldx + j);
+                else for (int l = 0; l < count; l++) acc += v_part(rows + l * ldx + j, r);
+                v_store(total + j, acc);
+            }
+        }
+        for (ptrdiff_t j = 0; j < columns; j += VL) {
+            const ptrdiff_t r = columns - j < VL ? columns - j : VL;
+            const vreal sum = v_load(total + j);
+            v_put(y + j0 + j, start == FBP_ADD ? v_part(y + j0 + j, r) + sum : sum, r);
+        }
     }
 }

@@ -767,6 +767,32 @@ cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
     return m
 
 
+# Scratch of the last product, kept for the next unless it is large: fresh pages cost as much as a small product.
+cdef void *spare = NULL
+cdef size_t spare_bytes = 0
+
+
+cdef void *take_scratch(size_t wanted, size_t *bytes) except NULL:
+    global spare
+    cdef void *memory = spare
+    if memory != NULL and wanted <= spare_bytes:
+        spare = NULL
+        bytes[0] = spare_bytes
+        return memory
+    bytes[0] = wanted
+    return allocate(wanted)
+
+
+cdef int give_scratch(void *memory, size_t bytes) noexcept:
+    global spare, spare_bytes
+    if bytes > 32 << 20 or (spare != NULL and spare_bytes >= bytes):
+        free(memory)
+        return 0
+    free(spare)
+    spare, spare_bytes = memory, bytes
+    return 0
+
+
 def matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
     """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of FBP_CHUNK terms, added up in order."""
     cdef int type = type_of_array(out), threads
@@ -782,10 +808,11 @@ def matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP
     q = fbp_product(m, n, k, matrix(a, type), matrix(b, type), data(out, type, m * n, True), n, FBP_STORE, chunked, &e)
     cdef const fbp_kernels *table = fbp_kernels_for(type)
     threads = fbp_threads_for(<double>m * n * k)
-    cdef void *scratch = allocate(threads * fbp_gemm_scratch(table, m, n, k))
+    cdef size_t bytes
+    cdef void *scratch = take_scratch(threads * fbp_gemm_scratch(table, m, n, k), &bytes)
     with nogil:
         fbp_matmul(table, &q, scratch, threads)
-    free(scratch)
+    give_scratch(scratch, bytes)
     return out
 
 

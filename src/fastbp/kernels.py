@@ -17,11 +17,12 @@ from . import _core, arrays
 
 A = _core.ACTIVATIONS
 ALPHA = {"leaky_relu": 0.01, "elu": 1.0}
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def _array(name: str, value: Any, ndim: int | None, dtype: np.dtype | None = None) -> np.ndarray:
     array = value if type(value) is np.ndarray else arrays.real(name, value)
-    if array.dtype not in (np.float32, np.float64):
+    if array.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32 or float64, got {arrays.describe(array)}")
     if dtype is not None and array.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} like the other arguments, got {arrays.describe(array)}")
@@ -129,7 +130,7 @@ def linear_backward(x: Any, w: Any, dy: Any, out: tuple[np.ndarray | None, np.nd
 def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.ndarray:
     """deltaᵀ x: the sum over the rows of the outer products delta_i x_iᵀ (BP4).   x (B, I)  delta (B, O) -> (O, I)
 
-    Summed in chunks of 256 rows, added up in order.
+    Summed in chunks of 512 rows, added up in order.
     """
     delta = _array("delta", delta, 2)
     if len(x := _array("x", x, 2, delta.dtype)) != len(delta):
@@ -138,7 +139,7 @@ def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.nda
 
 
 def bias_gradient(delta: Any, out: np.ndarray | None = None) -> np.ndarray:
-    """1ᵀ delta: column sums of delta (B, O) -> (O) (BP3), in chunks of 256 rows, added up in order."""
+    """1ᵀ delta: column sums of delta (B, O) -> (O) (BP3), in chunks of 512 rows, added up in order."""
     delta = _array("delta", delta, 2)
     out = _out(out, (delta.shape[1],), delta.dtype, delta)
     return _core.column_sums(_contiguous(delta), out)
