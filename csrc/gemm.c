@@ -130,14 +130,14 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
 
 /* ---- threads -------------------------------------------------------------------------------------------------------- */
 
-/* Splits C into a grid of parts, rows by columns, of the least estimated time: arithmetic on whole tiles plus the packing that
- * every part does for itself. */
+/* Splits C into a grid of parts, rows by columns, of the least estimated time: arithmetic on half tiles, which run at the speed of
+ * whole ones or nearly so, plus the packing that every part does for itself. */
 static void choose_grid(const fbp_kernels *t, const fbp_product *q, int parts, int *grid_rows)
 {
     double least = 0;
     for (int rows = 1; rows <= parts; rows++) {
         if (parts % rows) continue;
-        const double m = (double)ceil_to((q->m + rows - 1) / rows, t->mr), n = (double)ceil_to((q->n + parts / rows - 1) / (parts / rows), t->nr);
+        const double m = (double)ceil_to((q->m + rows - 1) / rows, t->mr / 2), n = (double)ceil_to((q->n + parts / rows - 1) / (parts / rows), t->nr / 2);
         const double time = m * n / 16 + n + m / 2;
         if (least == 0 || time < least) least = time, *grid_rows = rows;
     }
@@ -153,8 +153,8 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
     if (w->parts > 1) choose_grid(t, q, w->parts, &rows);
     const fbp_worker row = {w->part % rows, rows, w->team}, column = {w->part / rows, w->parts / rows, w->team};
     ptrdiff_t i0, i1, j0, j1;
-    fbp_share(&row, q->m, t->mr, &i0, &i1);
-    fbp_share(&column, q->n, t->nr, &j0, &j1);
+    fbp_share(&row, q->m, t->mr / 2, &i0, &i1);
+    fbp_share(&column, q->n, t->nr / 2, &j0, &j1);
     if (i0 < i1 && j0 < j1) gemm_range(t, q, i0, i1, j0, j1, scratch);
 }
 

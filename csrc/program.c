@@ -194,6 +194,7 @@ static void train(const fbp_worker *w, void *argument)
     memcpy(value, f.value, sizeof value);
     f.value = value;
     void *input_room = value[p->input];
+    int64_t steps = r->steps;
     const double start = w->part == 0 ? now() : 0;
 
     for (ptrdiff_t b = r->batch;; b++) {
@@ -201,7 +202,7 @@ static void train(const fbp_worker *w, void *argument)
         f.rows = r->n - first < r->batch_size ? r->n - first : r->batch_size;
         assert(0 < f.rows && f.rows <= p->capacity && b < r->batches);
         const fbp_target target = take_batch(r, &f, w, input_room, first);
-        fbp_barrier(w);
+        if (r->order) fbp_barrier(w);
         forward(&f, w);
         if (r->outputs) keep_outputs(r, &f, w, first);
         const double factor = fbp_loss_factor(t, r->loss, f.rows, target.w);
@@ -220,26 +221,24 @@ static void train(const fbp_worker *w, void *argument)
             fbp_update_squares(t, w, parameters, f.grads, squares);
             fbp_barrier(w);
         }
-        broken[w->part] = fbp_update(t, w, o, r->lr[b], r->steps + 1, parameters, f.grads, r->params, r->state1, r->state2, squares);
+        broken[w->part] = fbp_update(t, w, o, r->lr[b], ++steps, parameters, f.grads, r->params, r->state1, r->state2, squares);
         if (w->part == 0) {
             r->loss_sum += loss * (double)f.rows;
             if (r->wants_accuracy) r->hits += fbp_chunk_total(hits, f.rows);
             r->batch = b + 1;
-            if (r->batch == r->batches) r->status = FBP_DONE;
-            else if (now() - start >= r->seconds) r->status = FBP_RUNNING;
-            else r->status = -1;   /* go on */
+            r->steps = steps;
+            r->paused = now() - start >= r->seconds;
         }
         fbp_barrier(w);
+        /* What is read here is written again only after the next step's barriers. */
         int not_finite = 0;
         for (int i = 0; i < w->parts; i++) not_finite |= broken[i] != 0;
-        const int status = r->status;
-        fbp_barrier(w);   /* everybody has read the status before worker 0 writes the next one */
-        if (w->part == 0) {
-            r->steps++;
-            if (not_finite) r->status = FBP_PARAMETER_NOT_FINITE;
+        const int done = b + 1 == r->batches;
+        if (not_finite || done || r->paused) {
+            if (w->part == 0) r->status = not_finite ? FBP_PARAMETER_NOT_FINITE : done ? FBP_DONE : FBP_RUNNING;
+            return;
         }
         f.step++;
-        if (not_finite || status != -1) return;
     }
 }
 

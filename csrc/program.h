@@ -139,6 +139,7 @@ typedef struct {
     int64_t steps;                 /* updates the optimizer has made */
     double loss_sum, hits;         /* running sums of rows * loss and of right answers */
     double last_loss;
+    int paused;                    /* the time is up */
     int status;
 } fbp_run;
 
