@@ -33,12 +33,14 @@ static ptrdiff_t line(const fbp_kernels *t) { return 64 / (ptrdiff_t)t->size; } 
 /* Distance between the rows of a copied block: an odd number of cache lines, so that neighbours never fall into the same set. */
 static ptrdiff_t block_stride(const fbp_kernels *t, ptrdiff_t n) { return (((n + line(t) - 1) / line(t)) | 1) * line(t); }
 
-/* A is used where it lies unless its rows fall into the same sets of the caches, being whole pages apart, or much of B passes
- * over it. */
+/* A is used where it lies unless its rows, or columns, fall into the same sets of the caches or much of B passes over it. A tile
+ * takes less than a cache line of every column, so with columns both happen sooner. */
 static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *q)
 {
-    const ptrdiff_t stride = (q->a.col == 1 ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
-    return q->k >= 32 && (stride % 4096 == 0 ? n > 4 * t->nr : n > 48 * t->nr);
+    const int by_rows = q->a.col == 1;
+    const ptrdiff_t stride = (by_rows ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
+    if (q->k < 32 || n <= 4 * t->nr) return 0;
+    return stride % (by_rows ? 4096 : 1024) == 0 || n > (by_rows ? 48 : 32) * t->nr;
 }
 
 /* B must be packed when its rows are not contiguous, and is when enough of A passes over it, unless all of it stays in the second
