@@ -30,18 +30,13 @@ static ALWAYS_INLINE void copy_row(const int width, const real *src, ptrdiff_t r
         v_store(dst + j, r - j >= VL ? v_load(src + j) : r > j ? v_load_n(src + j, r - j) : (vreal){0});
 }
 
-/* A few panels and a few hundred rows at a time: every row may lie on a page of its own, every panel is a stream of stores. */
+/* Row by row over all panels: a row is a stream, the next one may lie on another page. */
 static ALWAYS_INLINE void copy_panels(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, real *dst, ptrdiff_t panel)
 {
-    enum { ROWS = 256, COLUMNS = 4 * NR };
-    const ptrdiff_t columns = COLUMNS / width * width;
-    for (ptrdiff_t p0 = 0; p0 < k; p0 += ROWS)
-        for (ptrdiff_t j0 = 0; j0 < n; j0 += columns) {
-            const ptrdiff_t p1 = p0 + ROWS < k ? p0 + ROWS : k, j1 = j0 + columns < n ? j0 + columns : n;
-            real *to = dst + j0 / width * panel;
-            for (ptrdiff_t p = p0; p < p1; p++)
-                for (ptrdiff_t j = j0; j < j1; j += width) copy_row(width, src + p * row + j, j1 - j, to + (j - j0) / width * panel + p * width);
-        }
+    for (ptrdiff_t p = 0; p < k; p++, src += row, dst += width) {
+        real *to = dst;
+        for (ptrdiff_t j = 0; j < n; j += width, to += panel) copy_row(width, src + j, n - j, to);
+    }
 }
 
 static void transpose_panels(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
