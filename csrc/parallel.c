@@ -142,9 +142,33 @@ int fbp_threads_for(double work)
 
 /* ---- the team ----------------------------------------------------------------------------------------------------- */
 
+/* Waiting threads spin `patience` times before they give their core away. */
+static void meet(const fbp_worker *w, int patience)
+{
+    fbp_team *t = w->team;
+    const unsigned round = atomic_load_explicit(&t->round, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&t->arrived, 1, memory_order_acq_rel) == w->parts - 1) {
+        atomic_store_explicit(&t->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&t->round, round + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&t->round, memory_order_acquire) == round; spins++) {
+        if (spins < patience) pause_core();
+        else sched_yield();
+    }
+}
+
+void fbp_barrier(const fbp_worker *w)
+{
+    if (w->parts > 1) meet(w, w->team->patience);
+}
+
 static void run_member(int part, int parts, fbp_team *team, enum fbp_subnormals mode, void (*body)(const fbp_worker *, void *), void *argument)
 {
+    enum { HURRY = 200 };
     const fbp_worker worker = {part, parts, team};
+    /* Linux likes to wake a thread on the core of the one that woke it: there it would wait for milliseconds if that one spun. */
+    if (parts > 1) meet(&worker, HURRY);
     if (mode == FBP_SUBNORMALS_KEPT) {
         body(&worker, argument);
         return;
@@ -169,22 +193,6 @@ void fbp_run_team(int threads, enum fbp_subnormals mode, void (*body)(const fbp_
 #endif
     (void)threads;
     run_member(0, 1, NULL, mode, body, argument);
-}
-
-void fbp_barrier(const fbp_worker *w)
-{
-    if (w->parts == 1) return;
-    fbp_team *t = w->team;
-    const unsigned round = atomic_load_explicit(&t->round, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&t->arrived, 1, memory_order_acq_rel) == w->parts - 1) {
-        atomic_store_explicit(&t->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&t->round, round + 1, memory_order_release);
-        return;
-    }
-    for (int spins = 0; atomic_load_explicit(&t->round, memory_order_acquire) == round; spins++) {
-        if (spins < t->patience) pause_core();
-        else sched_yield();
-    }
 }
 
 void fbp_share(const fbp_worker *w, ptrdiff_t n, ptrdiff_t unit, ptrdiff_t *begin, ptrdiff_t *end)

@@ -136,7 +136,7 @@ def batch(name, dtype, rows, columns):
     return p.astype(dtype), t, (rng.random(rows) + 0.1).astype(dtype)
 
 
-SHAPES = [(1, 1), (63, 3), (64, 1), (65, 17), (129, 67), (1000, 10)]
+SHAPES = [(1, 1), (63, 3), (64, 1), (65, 17), (129, 67), (1000, 10), (17, 32), (33, 33)]
 
 
 @every_loss

@@ -593,3 +593,22 @@ def test_room_for_a_batch_serves_every_smaller_one(batch, last):
     apart.fit(x[:batch], y[:batch], optimizer=fb.SGD(lr=0.01), batch_size=batch, **settings)
     apart.fit(x[batch:], y[batch:], optimizer=fb.SGD(lr=0.01), batch_size=last, **settings)
     assert np.array_equal(together.flat_parameters, apart.flat_parameters)
+
+
+def test_fit_reuses_the_memory_of_the_fit_before(monkeypatch):
+    """... without a trace of it in the result, and gives it back where it is more than is worth keeping"""
+    rng = np.random.default_rng(5)
+    x, y = (rng.standard_normal((40, width)).astype(np.float32) for width in (6, 2))
+    used, fresh = (fb.Sequential(fb.Linear(6, 9), fb.Tanh(), fb.Linear(9, 2), seed=3) for _ in range(2))
+    settings = {"loss": fb.MSELoss(), "epochs": 3, "batch_size": 8, "seed": 1}
+    used.fit(x * 100, y * 100, optimizer=fb.Adam(lr=0.1), **settings)
+    kept = used.workspace.nbytes
+    assert kept > 0
+    used.load_state_dict(fresh.state_dict())
+    histories = [model.fit(x, y, optimizer=fb.Adam(lr=0.01), **settings).history for model in (used, fresh)]
+    assert histories[0] == histories[1]
+    assert np.array_equal(used.flat_parameters, fresh.flat_parameters)
+    assert used.workspace.nbytes == kept
+    monkeypatch.setattr(type(used.workspace), "KEPT_BYTES", kept - 1)
+    used.fit(x, y, optimizer=fb.Adam(lr=0.01), **settings)
+    assert used.workspace.nbytes == 0

@@ -29,7 +29,13 @@ class Workspace:
             array = self._arrays[role] = arrays.aligned_zeros(like.size, like.dtype)
         return array
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return (0 if self._program is None else self._program.nbytes) + sum(array.nbytes for array in self._arrays.values())
+
     def trim(self) -> None:
-        if self._program is not None and self._program.nbytes + sum(array.nbytes for array in self._arrays.values()) > self.KEPT_BYTES:
+        """After a fit: gives back what is more than is worth keeping."""
+        if self._program is not None and self.nbytes > self.KEPT_BYTES:
             self._program.release()
             self._arrays.clear()
