@@ -578,6 +578,8 @@ cdef class Run:
         self.c.steps = steps
         self.most_threads = self.threads = fbp_program_threads(&program.c, min(batch, n), 3)
         self.trial_at = INFINITY if self.most_threads == 1 or fbp_grain_forced() else 0
+        if self.trial_at == 0 and 3 * program.c.work_per_row * min(batch, n) < 5e7:   # steps of less than about a millisecond
+            self.threads, self.trial_at = 1, monotonic() + 0.02   # waking a thread may take longer than a short fit alone
         self.c.partial = <double *>allocate(fbp_partials(batch, program.parameters, self.most_threads) * sizeof(double))
         self.c.frame = &program.frame
         program.enter(self.most_threads)
