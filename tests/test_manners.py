@@ -700,3 +700,14 @@ def test_refcounts_of_the_data_are_given_back():
         model.fit(x, y + 9, loss=fb.CrossEntropyLoss(), optimizer=fb.SGD(lr=0.1), progress=False)
     del model, out
     assert (sys.getrefcount(x), sys.getrefcount(y)) == before
+
+
+def test_predictions_of_different_sizes_at_the_same_time(rng):
+    """Each has memory of its own: a small one's is never taken for a large one's"""
+    model = fb.Sequential(fb.Linear(64, 200), fb.ReLU(), fb.Linear(200, 10), seed=0)
+    x = rng.standard_normal((3000, 64)).astype(np.float32)
+    expected = model.predict(x)
+    with ThreadPoolExecutor(4) as pool:
+        sizes = [1, 3000, 40, 700] * 40
+        for n, out in zip(sizes, pool.map(lambda n: model.predict(x[:n]), sizes), strict=True):
+            assert np.array_equal(out, expected[:n])

@@ -273,6 +273,33 @@ cdef void *allocate(size_t bytes) except NULL:
     return memory
 
 
+# Memory of the last call, kept for the next unless it is large: fresh pages cost as much as a small product. Whoever takes it owns it,
+# so calls that run at the same time never share it.
+cdef struct Spare:
+    void *memory
+    size_t bytes
+
+
+cdef void *take(Spare *spare, size_t wanted, size_t *bytes) except NULL:
+    cdef void *memory = spare.memory
+    if memory != NULL and wanted <= spare.bytes:
+        spare.memory = NULL
+        bytes[0] = spare.bytes
+        return memory
+    memory = allocate(wanted)
+    bytes[0] = wanted
+    return memory
+
+
+cdef int give(Spare *spare, void *memory, size_t bytes) noexcept:
+    if bytes > 32 << 20 or (spare.memory != NULL and spare.bytes >= bytes):
+        free(memory)
+        return 0
+    free(spare.memory)
+    spare.memory, spare.bytes = memory, bytes
+    return 0
+
+
 def first_nonfinite(array):
     """Index in the flattened array of the first NaN or infinity, or -1."""
     cdef int type = type_of(array.dtype)
@@ -393,8 +420,7 @@ cdef class Program:
     cdef fbp_frame frame
     cdef int frame_threads
     cdef int running           # 1 + fork generation while C runs on the frame
-    cdef void *spare           # memory of the last prediction, kept for the next
-    cdef size_t spare_bytes
+    cdef Spare spare           # memory of the last prediction
     cdef readonly int type
     cdef readonly ptrdiff_t capacity, parameters, inputs, outputs
 
@@ -434,7 +460,7 @@ cdef class Program:
         free(self.value)
         free(self.op)
         free(self.memory)
-        free(self.spare)
+        free(self.spare.memory)
 
     def predict(self, x, params):
         """f(x) as a new (B, O) array, or None when x is not a C-contiguous (B, I) array of this program's type."""
@@ -452,22 +478,13 @@ cdef class Program:
         cdef double work = self.c.work_per_row * n
         cdef int threads = fbp_program_threads(&self.c, n, 1)
         cdef size_t bytes = threads * fbp_frame_bytes(&self.c, 1)
-        cdef void *memory = self.spare
-        if bytes <= self.spare_bytes and memory != NULL:
-            self.spare = NULL
-        else:
-            memory = allocate(bytes)
+        cdef void *memory = take(&self.spare, bytes, &bytes)
         if work < 20000:   # shorter than handing the GIL over and back
             fbp_predict(&self.c, p, n, x_data, y_data, memory, threads)
         else:
             with nogil:
                 fbp_predict(&self.c, p, n, x_data, y_data, memory, threads)
-        if self.spare == NULL:
-            self.spare = memory
-            if bytes > self.spare_bytes:
-                self.spare_bytes = bytes
-        else:
-            free(memory)
+        give(&self.spare, memory, bytes)
         return out
 
     @property
@@ -769,30 +786,7 @@ cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
     return m
 
 
-# Scratch of the last product, kept for the next unless it is large: fresh pages cost as much as a small product.
-cdef void *spare = NULL
-cdef size_t spare_bytes = 0
-
-
-cdef void *take_scratch(size_t wanted, size_t *bytes) except NULL:
-    global spare
-    cdef void *memory = spare
-    if memory != NULL and wanted <= spare_bytes:
-        spare = NULL
-        bytes[0] = spare_bytes
-        return memory
-    bytes[0] = wanted
-    return allocate(wanted)
-
-
-cdef int give_scratch(void *memory, size_t bytes) noexcept:
-    global spare, spare_bytes
-    if bytes > 32 << 20 or (spare != NULL and spare_bytes >= bytes):
-        free(memory)
-        return 0
-    free(spare)
-    spare, spare_bytes = memory, bytes
-    return 0
+cdef Spare scratch_kept   # of the last product
 
 
 def matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
@@ -811,10 +805,10 @@ def matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP
     cdef const fbp_kernels *table = fbp_kernels_for(type)
     threads = fbp_threads_for(<double>m * n * k)
     cdef size_t bytes
-    cdef void *scratch = take_scratch(threads * fbp_gemm_scratch(table, m, n, k), &bytes)
+    cdef void *scratch = take(&scratch_kept, threads * fbp_gemm_scratch(table, m, n, k), &bytes)
     with nogil:
         fbp_matmul(table, &q, scratch, threads)
-    give_scratch(scratch, bytes)
+    give(&scratch_kept, scratch, bytes)
     return out
 
 
