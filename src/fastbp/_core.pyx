@@ -2,9 +2,7 @@
 """The only file that sees C. Memory safety ends here: every pointer that goes down comes from an array whose type, layout and size
 have been checked in this file, and is held by a reference for as long as C runs without the GIL."""
 
-from time import monotonic
 
-from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -568,8 +566,7 @@ cdef class Run:
     cdef Program program
     cdef object held               # every array whose memory C uses
     cdef object epoch              # the order and learning rates of the running epoch
-    cdef int most_threads, threads # what the work deserves; what has been fastest lately
-    cdef double team_rate, trial_at, trial_gap
+    cdef readonly int team         # threads that a step deserves
 
     def __cinit__(self, Program program, LossRule loss, UpdateRule update, params, grads, state1, state2, x, t, label, w,
                   ptrdiff_t batch_size, outputs, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps):
@@ -593,13 +590,10 @@ cdef class Run:
         self.c.wants_accuracy = threshold is not None
         self.c.threshold = 0 if threshold is None else threshold
         self.c.steps = steps
-        self.most_threads = self.threads = fbp_program_threads(&program.c, min(batch, n), 3)
-        self.trial_at = INFINITY if self.most_threads == 1 or fbp_grain_forced() else 0
-        if self.trial_at == 0 and 3 * program.c.work_per_row * min(batch, n) < 5e7:   # steps of less than about a millisecond
-            self.threads, self.trial_at = 1, monotonic() + 0.02   # waking a thread may take longer than a short fit alone
-        self.c.partial = <double *>allocate(fbp_partials(batch, program.parameters, self.most_threads) * sizeof(double))
+        self.team = fbp_program_threads(&program.c, min(batch, n), 3)
+        self.c.partial = <double *>allocate(fbp_partials(batch, program.parameters, self.team) * sizeof(double))
         self.c.frame = &program.frame
-        program.enter(self.most_threads)
+        program.enter(self.team)
         program.running = 0
         program.frame.params = self.c.params
         program.frame.grads = data(grads, type, program.parameters, True) if program.parameters else NULL
@@ -622,53 +616,32 @@ cdef class Run:
         self.c.batch, self.c.batches = batch, batches
         self.c.loss_sum = self.c.hits = 0
 
-    def advance(self, double seconds, ptrdiff_t batches=0):
+    def advance(self, int threads, double seconds, ptrdiff_t batches=0):
         """Runs whole steps for about this long, at least one; `batches` > 0: that many at most. Returns the status."""
         cdef ptrdiff_t end = self.c.batches
-        cdef double start = monotonic()
-        self.program.enter(self.most_threads)
+        if not 1 <= threads <= self.team:
+            raise ValueError(f"threads must be from 1 to {self.team}, got {threads}")
+        self.program.enter(self.team)
         if 0 < batches < end - self.c.batch:
             self.c.batches = self.c.batch + batches
-        try:
-            if start >= self.trial_at:
-                self.choose_threads(seconds)
-            else:
-                self.c.status = FBP_RUNNING
-            if self.c.status == FBP_RUNNING and (self.c.batches > self.c.batch):
-                rate = self.run_steps(self.threads, seconds - (monotonic() - start))
-                if self.threads > 1 and rate < 0.6 * self.team_rate:   # a core is not there any more
-                    self.trial_at = min(self.trial_at, monotonic())
-        finally:
-            self.program.running = 0
-            self.c.batches = end
+        self.c.threads, self.c.seconds = threads, seconds
+        with nogil:
+            fbp_train(&self.c)
+        self.program.running = 0
+        self.c.batches = end
         if self.c.status == FBP_DONE and self.c.batch < end:
             self.c.status = FBP_RUNNING
         return self.c.status
 
-    cdef double run_steps(self, int threads, double seconds) except -1:
-        """Whole steps for about this long, at least one; returns steps a second."""
-        cdef ptrdiff_t before = self.c.batch
-        cdef double start = monotonic()
-        self.c.threads, self.c.seconds = threads, seconds
-        with nogil:
-            fbp_train(&self.c)
-        return (self.c.batch - before) / (monotonic() - start + 1e-9)
-
-    cdef int choose_threads(self, double seconds) except -1:
-        """Tries the whole team and one thread for a moment each: a second core may be slower than none when somebody else uses it. What is
-        tried is training all the same, since results do not depend on it; so it is tried again, seldom while the answer stays."""
-        cdef double alone, trial = 0.1 * min(seconds, 1.0)
-        cdef int before = self.threads
-        self.threads = self.most_threads
-        self.run_steps(self.most_threads, 0.2 * trial)   # not counted: sleeping threads wake up
-        if self.c.status == FBP_RUNNING:
-            self.team_rate = self.run_steps(self.most_threads, trial)
-        if self.c.status == FBP_RUNNING and self.team_rate * 0.025 > 1:   # a long step lets a late thread catch up
-            alone = self.run_steps(1, trial)
-            self.threads = 1 if alone > 1.05 * self.team_rate else self.most_threads
-        self.trial_gap = min(2 * self.trial_gap, 4.0) if self.threads == before and self.trial_gap > 0 else 0.25
-        self.trial_at = monotonic() + self.trial_gap
-        return 0
+    @property
+    def choices(self):
+        """(threads to begin with, threads to try): the whole team, unless a step takes less than about a millisecond: waking a thread may
+        take longer than a short fit alone. Both are the team when its size is forced."""
+        if fbp_grain_forced():
+            return self.team, self.team
+        if 3 * self.program.c.work_per_row * min(self.c.batch_size, self.c.n) < 5e7:
+            return 1, self.team
+        return self.team, 1
 
     def rewind(self, int64_t steps, uint64_t dropout_step):
         """Sets the counters back to those of a snapshot."""

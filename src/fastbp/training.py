@@ -199,7 +199,16 @@ class _NativeRun:
         self.run = _core.Run(program, loss.rule(program.outputs), optimizer.rule(model, clip_norm), model.flat_parameters, gradients,
                              state1, state2, data.x, data.t, data.label, data.weight, batch_size, self._outputs,
                              loss.threshold if "accuracy" in metrics else None, model.seed, model.steps, optimizer.steps)
-        self.start, self.advance, self.rewind = self.run.start, self.run.advance, self.run.rewind
+        self.start, self.rewind = self.run.start, self.run.rewind
+        self.pace = model.workspace.pace(self.run.choices)
+
+    def advance(self, seconds: float, batches: int = 0) -> int:
+        """Whole steps for about this long, at least one; `batches` > 0: that many at most."""
+        first = self.run.batch
+        status = self.run.advance(*self.pace.turn(seconds), batches)
+        if steps := self.run.batch - first:
+            self.pace.ran(steps)
+        return status
 
     def scores(self, order: np.ndarray | None, rows: int) -> dict[str, float]:
         """Metrics over the first `rows` rows of this epoch."""
@@ -311,7 +320,8 @@ class _Recovery:
         for order, rates, first, last in self.log:
             if last > first:
                 self.run.start(order, rates, first)
-                self.run.advance(math.inf, last - first)
+                while (done := self.run.run.batch) < last:
+                    self.run.advance(SLICE, last - done)
 
 
 # ---- fit -----------------------------------------------------------------------------------------------------------------------------------
