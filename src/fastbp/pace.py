@@ -16,7 +16,8 @@ class Pace:
     """
 
     TRIAL, WAKING = 0.0025, 0.0005        # seconds: of a trial; before it, for sleeping threads to wake up
-    FIRST_REST, LONGEST_REST = 0.05, 4.0  # seconds between trials
+    LATE = 0.02                           # a step as long as this has time for a late thread
+    FIRST_REST, LONGEST_REST = 0.05, 1.0  # seconds between trials
     RARITY = 40
     FIRST_STEPS = 8                       # before the first trial
     WINDOW = 0.1                          # seconds over which the present choice's rate is averaged
@@ -36,8 +37,9 @@ class Pace:
         """(threads, seconds) of the next turn, which lasts at most this long."""
         self._begin = self._clock()
         if self.chosen != self.other and not self._trial and self._worth_a_trial():
-            wakes = self.other > 1 and self._rate[self.chosen] * self.TRIAL > 1  # a long step has time for a late thread
+            wakes = self.other > 1 and self._rate[self.chosen] * self.LATE > 1
             self._trial = [self.WAKING, self.TRIAL] if wakes else [self.TRIAL]
+            self._trial_begin = self._begin
         if self._trial:
             return self.other, min(seconds, self._trial[0])
         return self.chosen, seconds
@@ -64,4 +66,4 @@ class Pace:
         if rate > self._rate[self.chosen] * self.MARGIN:
             self.chosen, self.other, self._new = self.other, self.chosen, True
         self._rest = min(2 * self._rest, self.LONGEST_REST)
-        self._due = end + max(self._rest, self.RARITY * duration)
+        self._due = end + max(self._rest, self.RARITY * (end - self._trial_begin))
