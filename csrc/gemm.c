@@ -125,6 +125,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     if (block.epilogue) e.bias = fbp_at(t, e.bias, whole), e.y = fbp_at(t, e.y, whole);
                     t->block(&block);
                 }
+                if (q->done && p + k >= q->k) q->done(q->context, i, block.m, j, n);
             }
         }
     }
@@ -140,7 +141,7 @@ static void choose_grid(const fbp_kernels *t, const fbp_product *q, int parts, i
     for (int rows = 1; rows <= parts; rows++) {
         if (parts % rows) continue;
         const double m = (double)ceil_to((q->m + rows - 1) / rows, t->mr / 2), n = (double)ceil_to((q->n + parts / rows - 1) / (parts / rows), t->nr / 2);
-        const double time = m * n / 16 + n + m / 2;
+        const double time = (m * n / 16 + n + m / 2) * (q->by_rows && rows == parts ? 0.8 : 1);
         if (least == 0 || time < least) least = time, *grid_rows = rows;
     }
 }
@@ -160,12 +161,8 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
     if (i0 < i1 && j0 < j1) gemm_range(t, q, i0, i1, j0, j1, scratch);
 }
 
-void fbp_column_sums(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t B, ptrdiff_t n, const void *x, int start, void *y)
+void fbp_column_sums(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, ptrdiff_t ldx, int start, void *y)
 {
-    enum { COLUMNS = 64 };   /* at least a few cache lines each */
-    ptrdiff_t j0, j1;
-    fbp_share(w, n, COLUMNS, &j0, &j1);
-    if (j0 == j1) return;
     for (ptrdiff_t i = 0; i == 0 || i < B; i += FBP_CHUNK)
-        t->column_sums(min(FBP_CHUNK, B - i), j1 - j0, fbp_at(t, x, i * n + j0), n, i ? FBP_ADD : start, fbp_at(t, y, j0));
+        t->column_sums(min(FBP_CHUNK, B - i), n, fbp_at(t, x, i * ldx), ldx, i ? FBP_ADD : start, y);
 }

@@ -18,7 +18,11 @@ typedef struct {
     ptrdiff_t ldc;
     int start;                     /* what to do with the C that is there */
     int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
+    int by_rows;                   /* 1: rather divided among the threads by rows, because each goes on with its own */
     const fbp_epilogue *epilogue;  /* or NULL */
+    /* NULL, or called for rows [i, i + m) and columns [j, j + n) of C once they are finished, while they are in the cache. */
+    void (*done)(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n);
+    void *context;
 } fbp_product;
 
 /* The worker's share of the product. Every element belongs to one worker, whose arithmetic does not depend on who else
@@ -27,7 +31,7 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k);
 
 /* y (n) = column sums of x (B, n), in chunks of FBP_CHUNK rows like a chunked product. */
-void fbp_column_sums(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t B, ptrdiff_t n, const void *x, int start, void *y);
+void fbp_column_sums(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, ptrdiff_t ldx, int start, void *y);
 
 /* p + n elements of the table's type; NULL stays NULL. */
 static inline void *fbp_at(const fbp_kernels *t, const void *p, ptrdiff_t n)

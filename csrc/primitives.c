@@ -33,8 +33,11 @@ typedef struct {
 
 static void run_columns(const fbp_worker *w, void *argument)
 {
+    enum { COLUMNS = 64 };   /* at least a few cache lines each */
     const map_call *c = argument;
-    fbp_column_sums(c->t, w, c->n, c->width, c->x, FBP_STORE, c->y);
+    ptrdiff_t j, end;
+    fbp_share(w, c->width, COLUMNS, &j, &end);
+    if (j < end) fbp_column_sums(c->t, c->n, end - j, fbp_at(c->t, c->x, j), c->width, FBP_STORE, fbp_at(c->t, c->y, j));
 }
 
 void fbp_sum_columns(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, void *y, int threads)

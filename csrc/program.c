@@ -6,11 +6,11 @@
 #include <string.h>
 #include <time.h>
 
-static const struct { fbp_driver *forward, *backward; } drivers[FBP_OP_KINDS] = {
-    [FBP_DENSE] = {fbp_dense_forward, fbp_dense_backward},
-    [FBP_ACTIVATION] = {fbp_activation_forward, fbp_activation_backward},
-    [FBP_SOFTMAX] = {fbp_softmax_forward, fbp_softmax_backward},
-    [FBP_DROPOUT] = {fbp_dropout_forward, fbp_dropout_backward},
+static const struct { fbp_driver *forward, *backward, *gradients; } drivers[FBP_OP_KINDS] = {
+    [FBP_DENSE] = {fbp_dense_forward, fbp_dense_backward, fbp_dense_gradients},
+    [FBP_ACTIVATION] = {fbp_activation_forward, fbp_activation_backward, NULL},
+    [FBP_SOFTMAX] = {fbp_softmax_forward, fbp_softmax_backward, NULL},
+    [FBP_DROPOUT] = {fbp_dropout_forward, fbp_dropout_backward, NULL},
 };
 
 /* ---- frames --------------------------------------------------------------------------------------------------------- */
@@ -69,8 +69,11 @@ static void backward(const fbp_frame *f, const fbp_worker *w)
         fbp_barrier(w);
     }
     for (const fbp_op *op = p->op + p->ops - 1; op >= p->op; op--) {
-        drivers[op->kind].backward(f, op, w);
-        fbp_barrier(w);
+        if (op->dx != FBP_UNWANTED) {
+            drivers[op->kind].backward(f, op, w);
+            fbp_barrier(w);   /* now dx is whole, and nobody reads the parameters any more */
+        }
+        if (drivers[op->kind].gradients) drivers[op->kind].gradients(f, op, w);
     }
 }
 
@@ -182,12 +185,15 @@ static void keep_outputs(const fbp_run *r, const fbp_frame *f, const fbp_worker 
  * with its own frame; they take every decision from the same numbers. Worker 0 alone writes to the run. */
 static void train(const fbp_worker *w, void *argument)
 {
+    enum { SMALL = 8192 };
     fbp_run *r = argument;
     const fbp_program *p = r->frame->program;
     const fbp_kernels *t = p->table;
     const fbp_optimizer *o = r->optimizer;
     const ptrdiff_t O = p->value[p->output].width, chunks = (r->batch_size + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK;
     const ptrdiff_t parameters = o->slots ? o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size : 0;
+    /* Clipping needs all gradients first; few parameters are updated faster in one go. */
+    const int rides = p->complete && o->clip_norm == 0 && parameters > SMALL;
     double *losses = r->partial, *hits = losses + chunks, *broken = hits + chunks, *squares = broken + w->parts;
     void *value[p->values];   /* this worker's pointers: the input's changes with the batch */
     fbp_frame f = *r->frame;
@@ -216,12 +222,19 @@ static void train(const fbp_worker *w, void *argument)
             if (w->part == 0) r->batch = b, r->status = FBP_LOSS_NOT_FINITE;
             return;
         }
+        fbp_step step = fbp_step_begin(o, r->lr[b], ++steps);
+        step.grads = f.grads, step.params = r->params, step.state1 = r->state1, step.state2 = r->state2;
+        f.update = rides ? &step : NULL;
         backward(&f, w);
-        if (o->clip_norm > 0) {
-            fbp_update_squares(t, w, parameters, f.grads, squares);
+        if (!rides) {
             fbp_barrier(w);
+            if (o->clip_norm > 0) {
+                fbp_update_squares(t, w, parameters, f.grads, squares);
+                fbp_barrier(w);
+            }
+            fbp_update_flat(t, w, &step, parameters, squares);
         }
-        broken[w->part] = fbp_update(t, w, o, r->lr[b], ++steps, parameters, f.grads, r->params, r->state1, r->state2, squares);
+        broken[w->part] = step.not_finite;
         if (w->part == 0) {
             r->loss_sum += loss * (double)f.rows;
             if (r->wants_accuracy) r->hits += fbp_chunk_total(hits, f.rows);
@@ -302,7 +315,10 @@ static void run_update(const fbp_worker *w, void *argument)
         fbp_update_squares(c->t, w, c->n, c->grads, c->partial);
         fbp_barrier(w);
     }
-    if (fbp_update(c->t, w, c->o, c->lr, c->step, c->n, c->grads, c->params, c->state1, c->state2, c->partial)) c->not_finite = 1;
+    fbp_step step = fbp_step_begin(c->o, c->lr, c->step);
+    step.grads = c->grads, step.params = c->params, step.state1 = c->state1, step.state2 = c->state2;
+    fbp_update_flat(c->t, w, &step, c->n, c->partial);
+    if (step.not_finite) c->not_finite = 1;
 }
 
 int fbp_optimizer_step(const fbp_kernels *t, const fbp_optimizer *o, double lr, int64_t step, ptrdiff_t n, void *grads, void *params,

@@ -22,6 +22,7 @@ typedef struct {
     int act;                       /* dense, activation */
     int dact;
     int dx, dw;                    /* enum fbp_gradient */
+    int last;                      /* 1: after this dw nothing is added to it, and nobody reads the weight any more */
     ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none */
     double alpha, dalpha;          /* parameters of act and dact; dropout: the probability */
     int stream;                    /* dropout: the layer's number */
@@ -38,6 +39,7 @@ typedef struct {
     const fbp_value *value;
     const fbp_op *op;
     int input, output;
+    int complete;                  /* 1: the operations read all parameters */
     int output_act;                /* activation fused into the op that made the output: the loss' gradient passes through it */
     double output_alpha;
     ptrdiff_t capacity;            /* rows that the arena holds */
@@ -83,6 +85,14 @@ typedef struct {
     const fbp_slot *slot;
 } fbp_optimizer;
 
+/* One step of an optimizer, as one worker takes it. */
+typedef struct {
+    const fbp_optimizer *optimizer;
+    double lr, correction, root_scale;   /* Adam: 1 - beta1^t, 1/sqrt(1 - beta2^t) */
+    void *grads, *params, *state1, *state2;
+    int not_finite;                /* whether a new parameter is not */
+} fbp_step;
+
 /* One running use of a program: where its values are and what the operations need to know. */
 typedef struct {
     const fbp_program *program;
@@ -93,6 +103,7 @@ typedef struct {
     int training;                  /* 0: dropout is the identity */
     uint64_t seed, step;           /* of dropout */
     void *scratch;                 /* program->scratch bytes per worker */
+    fbp_step *update;              /* rides on the gradients; NULL: comes after them */
 } fbp_frame;
 
 /* Bytes of memory for a frame of this program with `threads` workers, and the frame laid out in it. */

@@ -127,6 +127,19 @@ def test_fit_equals_the_loop_bit_for_bit(build, dtype, loss, optimizer, layers):
     assert_same_bits(fitted, looped)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_updates_that_ride_on_the_gradients_equal_the_loop_bit_for_bit(build, no_grain, dtype, threads, optimizer):
+    """enough parameters for updates block by block: one of more columns than a block has, rows in several chunks"""
+    x, y, _ = draw("MSELoss", n=1100, inputs=1030)
+    layers = [("Linear", 1030, 37), ("Tanh",), ("Linear", 37, 130, False), ("ReLU",), ("Linear", 130, 3)]
+    fitted, looped = build(layers, dtype=dtype), build(layers, dtype=dtype)
+    with fb.num_threads(threads):
+        fitted.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=1040, shuffle=False)
+    run(loop(looped, x, y, fb.MSELoss(), make(fb, *optimizer), 2, 1040))
+    assert_same_bits(fitted, looped)
+
+
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss[0] != "BCELoss"], ids=str)
 @pytest.mark.parametrize("activation", sorted(reference.ACTIVATIONS))
 def test_fused_layers_equal_the_loop_bit_for_bit(build, dtype, loss, activation):

@@ -21,28 +21,58 @@ void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w
     fbp_gemm(t, w, &q, scratch_of(f, w));
 }
 
+/* BP2, and BP1 where a loss follows: dx from dy. */
 void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
-    const void *dy = f->gradient[op->y];
-    const int start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE;
-    const fbp_product dw = {
-        .m = O, .n = I, .k = f->rows,
-        .a = {dy, 1, O},
-        .b = {f->value[op->x], I, 1},
-        .c = fbp_at(t, f->grads, op->weight), .ldc = I, .start = start, .chunked = 1,
-    };
-    fbp_gemm(t, w, &dw, scratch_of(f, w));
-    if (op->bias >= 0) fbp_column_sums(t, w, f->rows, O, dy, start, fbp_at(t, f->grads, op->bias));
     if (op->dx == FBP_UNWANTED) return;
     const fbp_epilogue e = {.act = op->dact, .alpha = op->dalpha, .y = f->value[op->x], .ldy = I};
     const fbp_product dx = {
         .m = f->rows, .n = I, .k = O,
-        .a = {dy, O, 1},
+        .a = {f->gradient[op->y], O, 1},
         .b = {fbp_at(t, f->params, op->weight), I, 1},
         .c = f->gradient[op->x], .ldc = I, .start = op->dx == FBP_MORE ? FBP_CONTINUE : FBP_STORE,
         .epilogue = op->dact == FBP_IDENTITY ? NULL : &e,
     };
     fbp_gemm(t, w, &dx, scratch_of(f, w));
+}
+
+typedef struct {
+    const fbp_frame *f;
+    const fbp_slot *slot;
+    ptrdiff_t weight, I;
+} weight_update;
+
+static void update_block(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n)
+{
+    const weight_update *u = context;
+    const fbp_kernels *t = u->f->program->table;
+    if (n == u->I) n *= m, m = 1;   /* whole rows lie one behind the other */
+    for (ptrdiff_t at = u->weight + i * u->I + j; m > 0; m--, at += u->I) fbp_update_range(t, u->f->update, u->slot, at, n);
+}
+
+/* BP3 and BP4: db and dw, and the update where this was their last contribution. */
+void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    enum { COLUMNS = 64 };   /* of a bias: at least a few cache lines to a worker */
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
+    const void *dy = f->gradient[op->y];
+    const int start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, updates = f->update && op->last;
+    weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, op->weight, I};
+    const fbp_product dw = {
+        .m = O, .n = I, .k = f->rows,
+        .a = {dy, 1, O},
+        .b = {f->value[op->x], I, 1},
+        .c = fbp_at(t, f->grads, op->weight), .ldc = I, .start = start, .chunked = 1, .by_rows = 1,
+        .done = updates ? update_block : NULL, .context = &u,
+    };
+    fbp_gemm(t, w, &dw, scratch_of(f, w));
+    if (op->bias < 0) return;
+    ptrdiff_t j, end;
+    fbp_share(w, O, COLUMNS, &j, &end);
+    if (j == end) return;
+    fbp_column_sums(t, f->rows, end - j, fbp_at(t, dy, j), O, start, fbp_at(t, f->grads, op->bias + j));
+    if (updates) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->bias), op->bias + j, end - j);
 }

@@ -7,7 +7,7 @@
 
 typedef void fbp_driver(const fbp_frame *f, const fbp_op *op, const fbp_worker *w);
 
-fbp_driver fbp_dense_forward, fbp_dense_backward;
+fbp_driver fbp_dense_forward, fbp_dense_backward, fbp_dense_gradients;
 fbp_driver fbp_activation_forward, fbp_activation_backward;
 fbp_driver fbp_softmax_forward, fbp_softmax_backward;
 fbp_driver fbp_dropout_forward, fbp_dropout_backward;
@@ -23,11 +23,12 @@ void fbp_accuracy_rows(const fbp_kernels *t, const fbp_worker *w, double thresho
                        fbp_target target, double *partial);
 double fbp_chunk_total(const double *partial, ptrdiff_t B);
 
-/* Update: with clipping the squares come first and a barrier stands between the two calls. Returns 0 when all parameters of
- * the share are finite after it. */
+/* Step `number` (from 1) of an optimizer: `range` updates parameters [i, i + n) of one slot, `flat` the worker's share of all n parameters. With clipping the squares come first and a barrier stands between the two calls. */
+fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number);
+const fbp_slot *fbp_slot_of(const fbp_optimizer *o, ptrdiff_t i);
+void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n);
 void fbp_update_squares(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, const void *grads, double *partial);
-int fbp_update(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, double lr, int64_t step, ptrdiff_t n, void *grads,
-               void *params, void *state1, void *state2, const double *partial);
+void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptrdiff_t n, const double *partial);
 
 enum { FBP_LOSS_CHUNK = 64, FBP_SQUARES_CHUNK = 16384 };   /* rows and elements whose partial sums are added up in order */
 

@@ -19,38 +19,53 @@ static double clip_factor(double clip, ptrdiff_t n, const double *partial)
     return factor < 1 ? factor : 1;
 }
 
-static fbp_rule rule_of(const fbp_optimizer *o, double lr, int64_t step, const fbp_slot *slot)
+fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number)
 {
-    const double decay = o->weight_decay * slot->decay;
-    fbp_rule rule = {.lr = lr * slot->rate, .momentum = o->momentum, .nesterov = o->nesterov, .rate_inside = o->rate_inside,
-                     .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps};
-    rule.shrink = o->decoupled ? 1 - rule.lr * decay : 1;
-    rule.decay = o->decoupled ? 0 : decay;
+    fbp_step s = {.optimizer = o, .lr = lr, .correction = 1, .root_scale = 1};
     if (o->kind == FBP_ADAM) {   /* bias corrections from the whole step number, in double */
-        rule.lr /= 1 - pow(o->beta1, (double)step);
-        rule.root_scale = 1 / sqrt(1 - pow(o->beta2, (double)step));
+        s.correction = 1 - pow(o->beta1, (double)number);
+        s.root_scale = 1 / sqrt(1 - pow(o->beta2, (double)number));
     }
-    return rule;
+    return s;
 }
 
-int fbp_update(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, double lr, int64_t step, ptrdiff_t n, void *grads,
-               void *params, void *state1, void *state2, const double *partial)
+static fbp_rule rule_of(const fbp_step *s, const fbp_slot *slot)
 {
+    const fbp_optimizer *o = s->optimizer;
+    const double lr = s->lr * slot->rate, decay = o->weight_decay * slot->decay;
+    return (fbp_rule){.lr = lr / s->correction, .root_scale = s->root_scale,
+                      .decay = o->decoupled ? 0 : decay, .shrink = o->decoupled ? 1 - lr * decay : 1,
+                      .momentum = o->momentum, .nesterov = o->nesterov, .rate_inside = o->rate_inside,
+                      .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps};
+}
+
+const fbp_slot *fbp_slot_of(const fbp_optimizer *o, ptrdiff_t i)
+{
+    const fbp_slot *slot = o->slot;
+    while (i >= slot->offset + slot->size) slot++;
+    return slot;
+}
+
+void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n)
+{
+    if (slot->rate == 0) return;
+    const fbp_rule rule = rule_of(s, slot);
+    void *g = fbp_at(t, s->grads, i), *p = fbp_at(t, s->params, i), *s1 = fbp_at(t, s->state1, i), *s2 = fbp_at(t, s->state2, i);
+    s->not_finite |= s->optimizer->kind == FBP_ADAM ? t->adam(n, &rule, g, p, s1, s2) : t->sgd(n, &rule, g, p, s1);
+}
+
+void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptrdiff_t n, const double *partial)
+{
+    const fbp_optimizer *o = s->optimizer;
     ptrdiff_t begin, end;
-    int not_finite = 0;
     fbp_share(w, n, FBP_SQUARES_CHUNK, &begin, &end);
     if (o->clip_norm > 0 && begin < end) {
         const double factor = clip_factor(o->clip_norm, n, partial);
-        if (factor < 1) t->scale(end - begin, factor, fbp_at(t, grads, begin));
+        if (factor < 1) t->scale(end - begin, factor, fbp_at(t, s->grads, begin));
     }
-    for (int s = 0; s < o->slots; s++) {
-        const fbp_slot *slot = &o->slot[s];
+    for (const fbp_slot *slot = o->slot; slot < o->slot + o->slots; slot++) {
         const ptrdiff_t i = slot->offset > begin ? slot->offset : begin;
         const ptrdiff_t stop = slot->offset + slot->size < end ? slot->offset + slot->size : end;
-        if (i >= stop || slot->rate == 0) continue;
-        const fbp_rule rule = rule_of(o, lr, step, slot);
-        void *g = fbp_at(t, grads, i), *p = fbp_at(t, params, i), *s1 = fbp_at(t, state1, i), *s2 = fbp_at(t, state2, i);
-        not_finite |= o->kind == FBP_ADAM ? t->adam(stop - i, &rule, g, p, s1, s2) : t->sgd(stop - i, &rule, g, p, s1);
+        if (i < stop) fbp_update_range(t, s, slot, i, stop - i);
     }
-    return not_finite;
 }

@@ -68,7 +68,7 @@ cdef extern from "fastbp.h" nogil:
     ptrdiff_t fbp_first_nonfinite(const fbp_kernels *t, ptrdiff_t n, const void *x)
 
     ctypedef struct fbp_op:
-        int kind, x, y, act, dact, dx, dw
+        int kind, x, y, act, dact, dx, dw, last
         ptrdiff_t weight, bias
         double alpha, dalpha
         int stream
@@ -79,7 +79,7 @@ cdef extern from "fastbp.h" nogil:
         int values, ops
         const fbp_value *value
         const fbp_op *op
-        int input, output, output_act
+        int input, output, complete, output_act
         double output_alpha
         ptrdiff_t capacity, arena
         size_t scratch
@@ -409,7 +409,8 @@ cdef class Program:
     """A compiled graph over a flat parameter array of `parameters` elements. See compiler.py, which makes them, and program.h.
 
     values      (width, offset of the value, offset of its gradient; -1: none)
-    operations  (kind, x, y, act, alpha, dact, dalpha, dx, dw, weight, bias, stream)
+    operations  (kind, x, y, act, alpha, dact, dalpha, dx, dw, last, weight, bias, stream)
+    complete    whether the operations read all parameters
     """
     cdef fbp_program c
     cdef fbp_value *value
@@ -422,7 +423,7 @@ cdef class Program:
     cdef readonly int type
     cdef readonly ptrdiff_t capacity, parameters, inputs, outputs
 
-    def __cinit__(self, dtype, values, operations, int input, int output, int output_act, double output_alpha, ptrdiff_t capacity,
+    def __cinit__(self, dtype, values, operations, int input, int output, bint complete, int output_act, double output_alpha, ptrdiff_t capacity,
                   ptrdiff_t arena, double work_per_row, ptrdiff_t parameters):
         cdef int i, n = len(values)
         cdef ptrdiff_t width, most
@@ -436,7 +437,7 @@ cdef class Program:
                 if width < 1 or capacity < 1 or at < -1 or (at >= 0 and at + width * capacity > arena):
                     raise ValueError(f"value {i} lies outside the arena")
             self.value[i] = fbp_value(width, offset, gradient)
-        for i, (kind, x, y, act, alpha, dact, dalpha, dx, dw, weight, bias, stream) in enumerate(operations):
+        for i, (kind, x, y, act, alpha, dact, dalpha, dx, dw, last, weight, bias, stream) in enumerate(operations):
             if not (0 <= x < n and 0 <= y < n and 0 <= kind <= FBP_DROPOUT):
                 raise ValueError(f"operation {i} is malformed")
             if kind == FBP_DENSE:
@@ -445,10 +446,10 @@ cdef class Program:
                     raise ValueError(f"operation {i} reads outside the parameters")
             elif self.value[<int>x].width != self.value[<int>y].width:
                 raise ValueError(f"operation {i} changes the width")
-            self.op[i] = fbp_op(kind, x, y, act, dact, dx, dw, weight, bias, alpha, dalpha, stream)
+            self.op[i] = fbp_op(kind, x, y, act, dact, dx, dw, last, weight, bias, alpha, dalpha, stream)
         if not (0 <= input < n and 0 <= output < n):
             raise ValueError("the program has no input or no output")
-        self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, output, output_act, output_alpha,
+        self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, output, complete, output_act, output_alpha,
                              capacity, arena, 0, work_per_row)
         self.c.scratch = fbp_program_scratch(self.c.table, self.c.ops, self.op, self.value, capacity)
         self.inputs = self.value[input].width
@@ -572,7 +573,7 @@ cdef class Run:
                   ptrdiff_t batch_size, outputs, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps):
         cdef int type = program.type
         cdef ptrdiff_t n = x.shape[0], batch = min(batch_size, program.capacity)
-        if batch != batch_size or n < 1 or update.size > program.parameters:
+        if batch != batch_size or n < 1 or update.size != program.parameters:
             raise ValueError("the run does not fit the program")
         self.program = program
         gathered = empty(type, batch, program.outputs), empty(type, batch, 1), cnp.PyArray_EMPTY(1, [batch], cnp.NPY_INT64, 0)

@@ -116,16 +116,16 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
     maker = {op.y: i for i, op in enumerate(operations)}
     fused = {op.y: op for op in operations if op.kind == "dense" and op.function != "identity"}
 
-    # Time runs 0..count-1 forward; backward passes operation i at time 2*count - i.
+    # Time runs 0..count-1 forward; backward passes operation i at time 2*count - i, and may still read its dy to make dw at the next.
     values = {input} | set(maker)
     size = {v: -(-nodes[v].width * capacity // unit) * unit for v in values}
     end = 2 * count + 1
     if training:
         lives = {v: (-1, end) for v in values}
-        gradient_lives = {out: (count, 2 * count - maker.get(out, 0))}
+        gradient_lives = {out: (count, 2 * count - maker.get(out, 0) + 1)}
         for v in values - {out}:
             if wanted[v]:
-                gradient_lives[v] = (2 * count - last_reader[v], end if v == input else 2 * count - maker[v])
+                gradient_lives[v] = (2 * count - last_reader[v], end if v == input else 2 * count - maker[v] + 1)
         if out == input or (input_gradient and input in gradient_lives):
             gradient_lives[input] = (gradient_lives[input][0], end)
     else:
@@ -140,14 +140,16 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
         weight, bias = places[op.layer] if op.layer is not None else (-1, -1)
         later_reader = last_reader[op.x] != i
         dx = _core.UNWANTED if not training or not wanted[op.x] else _core.MORE if later_reader else _core.FIRST
-        dw = _core.FIRST
+        dw, last = _core.FIRST, False
         if op.layer is not None:   # backward meets the layer's last use first
             dw = _core.MORE if any(other.layer is op.layer for other in operations[i + 1 :]) else _core.FIRST
+            last = all(other.layer is not op.layer for other in operations[:i])
         table.append((_core.OPERATIONS[op.kind], number[op.x], number[op.y], _core.ACTIVATIONS[op.function], op.alpha,
-                      _core.ACTIVATIONS[closing.function] if closing else IDENTITY, closing.alpha if closing else 0.0, dx, dw, weight, bias,
+                      _core.ACTIVATIONS[closing.function] if closing else IDENTITY, closing.alpha if closing else 0.0, dx, dw, last, weight, bias,
                       op.stream))
     ends = fused.get(out)
+    complete = {op.layer for op in operations if op.layer is not None} == set(places)
     work = sum(nodes[op.x].width * nodes[op.y].width if op.kind == "dense" else 8 * nodes[op.y].width for op in operations)
     return _core.Program(
         dtype, [(nodes[v].width, offsets.get(v, -1), offsets.get(~v, -1)) for v in sorted(values)], table, number[input], number[out],
-        _core.ACTIVATIONS[ends.function] if ends else IDENTITY, ends.alpha if ends else 0.0, capacity, arena, float(work), parameters)
+        complete, _core.ACTIVATIONS[ends.function] if ends else IDENTITY, ends.alpha if ends else 0.0, capacity, arena, float(work), parameters)
