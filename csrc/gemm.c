@@ -10,8 +10,9 @@ static ptrdiff_t ceil_to(ptrdiff_t n, ptrdiff_t unit) { return (n + unit - 1) / 
 /* Into parts of equal size, a multiple of `unit`, of about `most` at most. */
 static ptrdiff_t even_parts(ptrdiff_t n, ptrdiff_t most, ptrdiff_t unit)
 {
+    if (n <= most) return n;
     const ptrdiff_t parts = (n + most - 1) / most;
-    return parts > 1 ? ceil_to((n + parts - 1) / parts, unit) : n;
+    return ceil_to((n + parts - 1) / parts, unit);
 }
 
 static ptrdiff_t block_depth(const fbp_kernels *t, const fbp_product *q, int flat)
@@ -24,6 +25,7 @@ static ptrdiff_t block_depth(const fbp_kernels *t, const fbp_product *q, int fla
 
 static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 {
+    if (m <= t->mr) return m;
     const ptrdiff_t fit = (ptrdiff_t)(t->a_bytes / t->size) / (depth > 256 ? depth : 256) / t->mr * t->mr;
     return even_parts(m, fit, t->mr);
 }
@@ -87,16 +89,44 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
     block->a = to;
 }
 
+/* A transposed B that few rows pass over. */
+static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
+{
+    const int same_sets = q->b.col * (ptrdiff_t)t->size % 1024 == 0;
+    return m <= 3 && !same_sets && q->b.row == 1 && q->b.col != 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+}
+
+/* The product's epilogue for the part of C that begins at (i, j). */
+static fbp_epilogue epilogue_at(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i, ptrdiff_t j)
+{
+    fbp_epilogue e = *q->epilogue;
+    e.bias = fbp_at(t, e.bias, j);
+    e.y = fbp_at(t, e.y, i * e.ldy + j);
+    return e;
+}
+
 /* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel. */
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
 {
+    if (pays_in_strips(t, q, i1 - i0)) {
+        fbp_epilogue e;
+        fbp_block block = {
+            .m = i1 - i0, .n = j1 - j0, .k = q->k,
+            .a = fbp_at(t, q->a.p, i0 * q->a.row), .a_row = q->a.row, .a_col = q->a.col,
+            .b = fbp_at(t, q->b.p, j0 * q->b.col), .b_panel = q->b.col,
+            .c = fbp_at(t, q->c, i0 * q->ldc + j0), .ldc = q->ldc,
+        };
+        if (q->epilogue) e = epilogue_at(t, q, i0, j0), block.epilogue = &e;
+        t->strips(&block);
+        return;
+    }
     const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, q);
     const int flat = packs_b && i1 - i0 <= 2 * t->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */
     const ptrdiff_t depth = block_depth(t, q, flat), rows = block_rows(t, i1 - i0, depth), columns = flat ? t->nr : t->nc;
     void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, q->m, q->k);
     for (ptrdiff_t j = j0; j < j1; j += columns) {
         const ptrdiff_t n = min(columns, j1 - j);
-        const ptrdiff_t whole = packs_b ? 0 : n / t->nr * t->nr;   /* columns that B's own rows serve; a last partial panel is copied */
+        const ptrdiff_t whole = packs_b ? 0 : t->whole_panels ? n / t->nr * t->nr : n;   /* columns that B's own rows serve */
         for (ptrdiff_t p = 0; p == 0 || p < q->k; p += depth) {
             const ptrdiff_t k = min(depth, q->k - p);
             const fbp_matrix b = {fbp_at(t, q->b.p, p * q->b.row + j * q->b.col), q->b.row, q->b.col};
@@ -112,9 +142,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                 if (copies_a) copy_a(t, &block, a_copy);
                 fbp_epilogue e;
                 if (q->epilogue && p + k >= q->k) {
-                    e = *q->epilogue;
-                    e.bias = fbp_at(t, e.bias, j);
-                    e.y = fbp_at(t, e.y, i * e.ldy + j);
+                    e = epilogue_at(t, q, i, j);
                     block.epilogue = &e;
                 }
                 if (whole) t->block(&block);
@@ -148,12 +176,16 @@ static void choose_grid(const fbp_kernels *t, const fbp_product *q, int parts, i
 
 void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch)
 {
-    int rows = 1;
     assert(q->m >= 0 && q->n >= 0 && q->k >= 0 && q->ldc >= q->n);
     assert(q->a.row == 1 || q->a.col == 1);
     assert(q->b.row == 1 || q->b.col == 1);
     assert(0 <= w->part && w->part < w->parts);
-    if (w->parts > 1) choose_grid(t, q, w->parts, &rows);
+    if (w->parts == 1) {
+        if (q->m > 0 && q->n > 0) gemm_range(t, q, 0, q->m, 0, q->n, scratch);
+        return;
+    }
+    int rows;
+    choose_grid(t, q, w->parts, &rows);
     const fbp_worker row = {w->part % rows, rows, w->team}, column = {w->part / rows, w->parts / rows, w->team};
     ptrdiff_t i0, i1, j0, j1;
     fbp_share(&row, q->m, t->mr / 2, &i0, &i1);

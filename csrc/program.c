@@ -202,8 +202,12 @@ static void train(const fbp_worker *w, void *argument)
     void *input_room = value[p->input];
     int64_t steps = r->steps;
     const double start = w->part == 0 ? now() : 0;
+    const ptrdiff_t first_batch = r->batch;
+    ptrdiff_t look = first_batch;
 
-    for (ptrdiff_t b = r->batch;; b++) {
+    if (w->part == 0) r->paused = 0;
+
+    for (ptrdiff_t b = first_batch;; b++) {
         const ptrdiff_t first = b * r->batch_size;
         f.rows = r->n - first < r->batch_size ? r->n - first : r->batch_size;
         assert(0 < f.rows && f.rows <= p->capacity && b < r->batches);
@@ -240,7 +244,10 @@ static void train(const fbp_worker *w, void *argument)
             if (r->wants_accuracy) r->hits += fbp_chunk_total(hits, f.rows);
             r->batch = b + 1;
             r->steps = steps;
-            r->paused = now() - start >= r->seconds;
+            if (b >= look) {   /* at the clock, which takes longer than a small layer: soon at first, then after 1/16 of the steps made */
+                r->paused = now() - start >= r->seconds;
+                look = b + 1 + (b - first_batch) / 16;
+            }
         }
         fbp_barrier(w);
         /* What is read here is written again only after the next step's barriers. */

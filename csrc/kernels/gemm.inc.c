@@ -14,6 +14,9 @@ enum { MR = 6, NV = 2 };
 #endif
 #define NR (NV * (int)VL)
 
+/* Where a load under a mask costs no more than any other, the last vector of B takes only what exists. */
+enum { WHOLE_PANELS = VBYTES < 64 };
+
 /* Cache blocks. A panel of B (DEPTH x NR) streams from the second cache beside a block of A that stays there; a deep block
  * visits C seldom. */
 #if VBYTES == 64
@@ -22,12 +25,12 @@ enum { DEPTH = 4096 / sizeof(real), NC = 1024, A_BYTES = 256 << 10 };
 enum { DEPTH = 2048 / sizeof(real), NC = 1024, A_BYTES = 192 << 10 };
 #endif
 
-/* One row of a panel, r of its columns exist. Whole vectors are written: what they write too much belongs to the next row, which
- * comes later, or to the room behind the panel. */
+/* One row of a panel, r of its columns exist. Whole vectors are written, as far as they are read: what they write too much belongs to
+ * the next row, which comes later, or to the room behind the panel. */
 static ALWAYS_INLINE void copy_row(const int width, const real *src, ptrdiff_t r, real *dst)
 {
     _Pragma("GCC unroll 4") for (int j = 0; j < width; j += VL)
-        v_store(dst + j, r - j >= VL ? v_load(src + j) : r > j ? v_load_n(src + j, r - j) : (vreal){0});
+        if (r > j) v_store(dst + j, v_part(src + j, r - j < VL ? r - j : VL));
 }
 
 /* Row by row over all panels: a row is a stream, the next one may lie on another page. */
@@ -39,17 +42,33 @@ static ALWAYS_INLINE void copy_panels(const int width, ptrdiff_t k, ptrdiff_t n,
     }
 }
 
+/* PATCH columns from j on. In the place of those that do not exist stands one that does: nobody looks at it. */
+static ALWAYS_INLINE void find_columns(const real *b, ptrdiff_t col, ptrdiff_t n, ptrdiff_t j, const real **column)
+{
+    _Pragma("GCC unroll 8") for (int i = 0; i < PATCH; i++) column[i] = b + (j + i < n ? j + i : 0) * col;
+}
+
+static ALWAYS_INLINE vpatch one_of_each(const real *const *column, ptrdiff_t p)
+{
+    vpatch v;
+    _Pragma("GCC unroll 8") for (int i = 0; i < PATCH; i++) v[i] = column[i][p];
+    return v;
+}
+
 static void transpose_panels(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
 {
     for (ptrdiff_t j0 = 0; j0 < n; j0 += NR, dst += panel)
-        for (ptrdiff_t j = 0; j < NR; j += PATCH) {
-            const ptrdiff_t rest = n - j0 - j;
-            const int columns = rest < PATCH ? rest > 0 ? (int)rest : 0 : PATCH;
-            const real *from = src + (j0 + j) * col;
+        for (ptrdiff_t j = 0; j < NR && (j0 + j) / VL * VL < n; j += PATCH) {   /* no more vectors are read */
+            const real *column[PATCH];
+            vpatch t[PIECE];
+            find_columns(src, col, n, j0 + j, column);
+            real *to = dst + j;
             ptrdiff_t p = 0;
-            for (; p + PATCH <= k; p += PATCH) v_transpose(from + p, col, columns, dst + p * NR + j, NR);
-            for (; p < k; p++)
-                for (int i = 0; i < PATCH; i++) dst[p * NR + j + i] = i < columns ? from[p + i * col] : 0;
+            for (; p + PIECE <= k; p += PIECE) {
+                v_transpose(column, p, t);
+                _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++, to += NR) v_put_patch(to, t[i]);
+            }
+            for (; p < k; p++, to += NR) v_put_patch(to, one_of_each(column, p));
         }
 }
 
@@ -67,15 +86,16 @@ static void pack_b(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, ptr
 
 enum { NEAR = 32 };   /* steps of k before the end of a tile when the next one's C is fetched */
 
-/* One tile of `mr` rows and `nv` vectors, both compile-time constants where this is inlined. nr: columns that exist. */
-static ALWAYS_INLINE void tile(const int mr, const int nv, const fbp_block *q, const real *a, const real *b, real *c, ptrdiff_t nr,
+/* One tile of `mr` rows and `nv` vectors, all of whose columns exist unless it is `ragged`: compile-time constants where this is
+ * inlined. nr: columns that exist. */
+static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, const fbp_block *q, const real *a, const real *b, real *c, ptrdiff_t nr,
                                ptrdiff_t i0, ptrdiff_t j0)
 {
     const ptrdiff_t tail = nr - (nv - 1) * VL, a_row = q->a_row, a_col = q->a_col, b_row = q->b_row, ldc = q->ldc;
     const fbp_epilogue *e = q->epilogue;
     vreal acc[MR][NV];
 #define EACH _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++)
-#define LOAD(p, v) ((v) == nv - 1 && tail < VL ? v_load_n((p) + (v) * VL, tail) : v_load((p) + (v) * VL))
+#define LOAD(p, v) (ragged && (v) == nv - 1 ? v_load_n((p) + (v) * VL, tail) : v_load((p) + (v) * VL))
     EACH acc[i][v] = (vreal){0};
     if (q->start == FBP_CONTINUE) EACH acc[i][v] = LOAD(c + i * ldc, v);
 
@@ -89,7 +109,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const fbp_block *q, c
     for (int part = 0; part < 2; part++) {
         for (ptrdiff_t p = part == 0 ? q->k - last : last; p > 0; p--) {
             vreal bv[NV];
-            _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) bv[v] = v_load(b + v * VL);
+            _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) bv[v] = WHOLE_PANELS ? v_load(b + v * VL) : LOAD(b, v);
             _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) {
                 const vreal ai = v_set(row[i / 3][i % 3 * a_row]);
                 _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) acc[i][v] = v_fma(ai, bv[v], acc[i][v]);
@@ -107,7 +127,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const fbp_block *q, c
     if (act == FBP_RELU && !y) EACH acc[i][v] = relu(acc[i][v], 0);
     if (act == FBP_RELU && y) EACH acc[i][v] = relu_backward(LOAD(y + i * e->ldy, v), acc[i][v], 0);
     EACH {
-        if (v == nv - 1 && tail < VL) v_store_n(c + i * ldc + v * VL, acc[i][v], tail);
+        if (ragged && v == nv - 1) v_store_n(c + i * ldc + v * VL, acc[i][v], tail);
         else v_store(c + i * ldc + v * VL, acc[i][v]);
     }
 #undef EACH
@@ -117,7 +137,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const fbp_block *q, c
 /* One function per tile shape, so that the accumulators are registers. */
 #define TILE(mr, nv) \
     static void tile_##mr##_##nv(const fbp_block *q, const real *a, const real *b, real *c, ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0) \
-    { tile(mr, nv, q, a, b, c, nr, i0, j0); }
+    { if (nr == (nv) * VL) tile(mr, nv, 0, q, a, b, c, nr, i0, j0); else tile(mr, nv, 1, q, a, b, c, nr, i0, j0); }
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
 #define NAMES(mr) { tile_##mr##_1, tile_##mr##_2 }
 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
@@ -143,6 +163,66 @@ static void activate(const fbp_block *q, const fbp_epilogue *e)
     }
 }
 
+/* `mr` rows of A by `patches` * PATCH columns of a transposed B that is too rarely used to be packed: every patch is transposed in
+ * registers. The same chains as in a tile. `whole`: all columns exist. */
+static ALWAYS_INLINE void strip(const int mr, const int patches, const int whole, const fbp_block *q, ptrdiff_t j, real *c, ptrdiff_t ldc)
+{
+    enum { GROUPS = PATCH / PIECE };
+    const real *column[4][PATCH], *group[4][GROUPS], *a[3];
+    vpatch acc[3][4], t[PIECE];
+#define EACH _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++)
+    _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) a[i] = q->a + i * q->a_row;
+    _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++) {
+        find_columns(q->b, q->b_panel, q->n, j + v * PATCH, column[v]);
+        for (int g = 0; g < GROUPS; g++) group[v][g] = column[v][g * PIECE];
+    }
+    EACH acc[i][v] = (vpatch){0};
+    ptrdiff_t p = 0;
+    for (; p + PIECE <= q->k; p += PIECE) {
+        _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++) {
+            if (whole) v_transpose_groups(group[v], q->b_panel, t);
+            else v_transpose(column[v], p, t);
+            _Pragma("GCC unroll 4") for (int l = 0; l < PIECE; l++)
+                _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) acc[i][v] = v_fma_patch(a[i][l * q->a_col], t[l], acc[i][v]);
+            for (int g = 0; g < GROUPS; g++) group[v][g] += PIECE;
+        }
+        _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) a[i] += PIECE * q->a_col;
+    }
+    for (; p < q->k; p++) {
+        EACH acc[i][v] = v_fma_patch(*a[i], one_of_each(column[v], p), acc[i][v]);
+        _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) a[i] += q->a_col;
+    }
+    EACH v_put_patch(c + i * ldc + v * PATCH, acc[i][v]);
+#undef EACH
+}
+
+/* At most 3 rows, stored; b[p + j*b_panel]. */
+static void strips(const fbp_block *q)
+{
+    enum { WIDE = 4 * PATCH };
+    assert(0 < q->m && q->m <= 3 && q->n > 0 && q->start == FBP_STORE);
+    const fbp_epilogue *e = q->epilogue;
+    const ptrdiff_t most = q->m == 1 ? 4 * PATCH : 2 * PATCH;
+    for (ptrdiff_t j = 0, n; j < q->n; j += n) {
+        const ptrdiff_t rest = q->n - j;
+        real room[3 * WIDE];
+        n = rest >= most ? most : rest < PATCH ? rest : PATCH;
+#define STRIP(m, patches) (n == most ? strip(m, patches, 1, q, j, room, WIDE) : strip(m, 1, n == PATCH, q, j, room, WIDE))
+        if (q->m == 1) STRIP(1, 4);
+        else if (q->m == 2) STRIP(2, 2);
+        else STRIP(3, 2);
+#undef STRIP
+        for (ptrdiff_t i = 0; i < q->m; i++)
+            for (ptrdiff_t l = 0; l < n; l += VL) {
+                const ptrdiff_t r = n - l < VL ? n - l : VL;
+                vreal v = v_load(room + i * WIDE + l);
+                if (e && e->bias) v += v_part(e->bias + j + l, r);
+                v_put(q->c + i * q->ldc + j + l, e && e->act == FBP_RELU && !e->y ? relu(v, 0) : v, r);
+            }
+    }
+    if (e && e->act != FBP_IDENTITY && (e->y || e->act != FBP_RELU)) activate(q, e);
+}
+
 static void block(const fbp_block *q)
 {
     assert(q->m > 0 && q->n > 0 && q->k >= 0);
@@ -166,7 +246,7 @@ static void column_sums(ptrdiff_t B, ptrdiff_t n, const real *x, ptrdiff_t ldx, 
     real total[COLUMNS];
     for (ptrdiff_t j0 = 0; j0 < n; j0 += COLUMNS) {
         const ptrdiff_t columns = n - j0 < COLUMNS ? n - j0 : COLUMNS;
-        memset(total, 0, sizeof total);
+        memset(total, 0, (size_t)(columns + VL - 1) / VL * VL * sizeof(real));
         for (ptrdiff_t i = 0; i < B; i += ROWS) {
             const real *rows = x + i * ldx + j0;
             const int count = B - i < ROWS ? (int)(B - i) : ROWS;

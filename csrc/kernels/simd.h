@@ -108,7 +108,11 @@ static ALWAYS_INLINE void v_store_n(real *p, vreal v, ptrdiff_t n) { memcpy(p, &
 #endif
 
 /* The first r elements, r <= VL. */
+#if VBYTES == 64 && defined(__AVX512F__)
+static ALWAYS_INLINE vreal v_part(const real *p, ptrdiff_t r) { return v_load_n(p, r); }   /* a mask may be full */
+#else
 static ALWAYS_INLINE vreal v_part(const real *p, ptrdiff_t r) { return r < VL ? v_load_n(p, r) : v_load(p); }
+#endif
 static ALWAYS_INLINE void v_put(real *p, vreal v, ptrdiff_t r) { if (r < VL) v_store_n(p, v, r); else v_store(p, v); }
 
 /* ---- a*b + c with one rounding. The baseline set has no such instruction and rounds twice: its results form a
@@ -193,62 +197,82 @@ static ALWAYS_INLINE vreal v_copysign(vreal magnitude, vreal sign)
     return (vreal)(((vint)magnitude & ~bit) | ((vint)sign & bit));
 }
 
-/* ---- transposing a PATCH x PATCH square: dst[i][j] = src[j][i], rows `from` and `to` elements apart; of the source only the
- * ---- first n rows exist, the others count as zero ------------------------------------------------------------------- */
+/* ---- transposing a PIECE of each of PATCH rows: t[j][i] = element j of row i. A row's address is row[i], or group[i / PIECE] +
+ * ---- i % PIECE * stride: fewer pointers than registers ---- */
 
-#if VBYTES >= 32 && !defined(FBP_DOUBLE)
-enum { PATCH = 8 };
-#elif VBYTES >= 32 || !defined(FBP_DOUBLE)
-enum { PATCH = 4 };
-#else
-enum { PATCH = 2 };
-#endif
+enum { PIECE = 16 / sizeof(real), PATCH = VBYTES >= 32 ? 2 * PIECE : PIECE };   /* a piece is what one 128-bit load brings */
+typedef real vpiece __attribute__((vector_size(16)));
+typedef real vpiece_unaligned __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
 typedef real vpatch __attribute__((vector_size(PATCH * sizeof(real))));
 typedef real vpatch_unaligned __attribute__((vector_size(PATCH * sizeof(real)), aligned(sizeof(real)), may_alias));
 
-static ALWAYS_INLINE void v_transpose(const real *src, ptrdiff_t from, int n, real *dst, ptrdiff_t to)
+static ALWAYS_INLINE vpatch v_beside(const real *p, const real *q)   /* pieces; q's only in a wide patch */
 {
-    vpatch r[PATCH], t[PATCH];
-    for (int i = 0; i < PATCH; i++) r[i] = i < n ? (vpatch)*(const vpatch_unaligned *)(src + i * from) : (vpatch){0};
-#if VBYTES >= 32 && !defined(FBP_DOUBLE)   /* pairs, then quadruples within each half, then the halves */
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int h = 0; h < 2; h++) {
-            r[i + 2 * h] = __builtin_shufflevector(t[i + h], t[i + 2 + h], 0, 1, 8, 9, 4, 5, 12, 13);
-            r[i + 2 * h + 1] = __builtin_shufflevector(t[i + h], t[i + 2 + h], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int i = 0; i < 4; i++) {
-        t[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        t[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-#elif VBYTES >= 32
-    for (int i = 0; i < 4; i += 2) {
-        r[i] = __builtin_shufflevector(t[i] = r[i], r[i + 1], 0, 4, 2, 6);
-        r[i + 1] = __builtin_shufflevector(t[i], r[i + 1], 1, 5, 3, 7);
-    }
-    for (int i = 0; i < 2; i++) {
-        t[i] = __builtin_shufflevector(r[i], r[i + 2], 0, 1, 4, 5);
-        t[i + 2] = __builtin_shufflevector(r[i], r[i + 2], 2, 3, 6, 7);
-    }
-#elif !defined(FBP_DOUBLE)
-    for (int i = 0; i < 4; i += 2) {
-        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 4, 1, 5);
-        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 6, 3, 7);
-    }
-    for (int i = 0; i < 2; i++) r[i] = t[i], r[i + 2] = t[i + 2];
-    for (int i = 0; i < 2; i++) {
-        t[2 * i] = __builtin_shufflevector(r[i], r[i + 2], 0, 1, 4, 5);
-        t[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 2], 2, 3, 6, 7);
-    }
+    const vpiece a = *(const vpiece_unaligned *)p;
+#if VBYTES >= 32
+    const vpiece b = *(const vpiece_unaligned *)q;
+#ifdef FBP_DOUBLE
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3);
 #else
-    t[0] = __builtin_shufflevector(r[0], r[1], 0, 2);
-    t[1] = __builtin_shufflevector(r[0], r[1], 1, 3);
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
 #endif
-    for (int i = 0; i < PATCH; i++) *(vpatch_unaligned *)(dst + i * to) = t[i];
+#else
+    return a;
+#endif
 }
+
+/* First, or last, elements of a and b in turns, within every 128 bits; and the first, or last, pairs. */
+#if VBYTES >= 32 && !defined(FBP_DOUBLE)
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#elif VBYTES >= 32
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 2, 6)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 1, 5, 3, 7)
+#elif !defined(FBP_DOUBLE)
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
+#else
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 2)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 1, 3)
+#endif
+
+static ALWAYS_INLINE void v_transpose_pieces(const vpatch *r, vpatch *t)
+{
+#ifdef FBP_DOUBLE
+    t[0] = LOW(r[0], r[1]), t[1] = HIGH(r[0], r[1]);
+#else
+    const vpatch low = LOW(r[0], r[1]), high = HIGH(r[0], r[1]), low2 = LOW(r[2], r[3]), high2 = HIGH(r[2], r[3]);
+    t[0] = LOW_PAIRS(low, low2), t[1] = HIGH_PAIRS(low, low2), t[2] = LOW_PAIRS(high, high2), t[3] = HIGH_PAIRS(high, high2);
+#endif
+}
+
+static ALWAYS_INLINE void v_transpose(const real *const *row, ptrdiff_t at, vpatch *t)
+{
+    vpatch r[PIECE];
+    _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++) r[i] = v_beside(row[i] + at, row[PATCH - PIECE + i] + at);
+    v_transpose_pieces(r, t);
+}
+
+static ALWAYS_INLINE void v_transpose_groups(const real *const *group, ptrdiff_t stride, vpatch *t)
+{
+    vpatch r[PIECE];
+    _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++) r[i] = v_beside(group[0] + i * stride, group[PATCH / PIECE - 1] + i * stride);
+    v_transpose_pieces(r, t);
+}
+
+static ALWAYS_INLINE void v_put_patch(real *p, vpatch v) { *(vpatch_unaligned *)p = v; }
+
+#if VBYTES == 64 && defined(FBP_DOUBLE)
+static ALWAYS_INLINE vpatch v_fma_patch(real a, vpatch b, vpatch c) { return (vpatch)_mm256_fmadd_pd(_mm256_set1_pd(a), (__m256d)b, (__m256d)c); }
+#elif VBYTES == 64
+static ALWAYS_INLINE vpatch v_fma_patch(real a, vpatch b, vpatch c) { return (vpatch)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)c); }
+#else
+static ALWAYS_INLINE vpatch v_fma_patch(real a, vpatch b, vpatch c) { return v_fma(v_set(a), b, c); }
+#endif
 
 /* ---- one double per lane -------------------------------------------------------------------------------------------- */
 

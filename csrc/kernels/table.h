@@ -41,7 +41,7 @@ typedef struct {
 /* C (m, n) = [start] + A (m, k) B (k, n), then the epilogue (or NULL).
  * A lies in panels of mr rows: element (i, p) of a panel at a[i*a_row + p*a_col], panels a_panel apart.
  * B lies in panels of `nr` columns: row p of a panel at b + p*b_row, panels b_panel apart; the last panel is readable over
- * its whole width. */
+ * its whole width if the table asks for `whole_panels`. */
 typedef struct {
     ptrdiff_t m, n, k;
     const R *a;
@@ -68,10 +68,11 @@ typedef struct {
 
 #define FBP_KERNELS(X) \
     /* gemm.inc.c: A (m, k), column p at src + p*col, in panels of mr rows: dst[i/mr*panel + p*mr + i%mr]; B (k, n) in panels of nr \
-     * columns: dst[j/nr*panel + p*nr + j%nr]. What the last panel lacks is 0. A vector may be written past each panel of A. */ \
+     * columns: dst[j/nr*panel + p*nr + j%nr]. What the last panel lacks may be anything. A vector may be written past each panel of A. */ \
     X(void, pack_a, (ptrdiff_t k, ptrdiff_t m, const R *src, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, block, (const fbp_block *p)) \
+    X(void, strips, (const fbp_block *p))   /* m <= 3 rows stored, B not in panels but by columns: b[p + j*b_panel] */ \
     X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
     /* elementwise.inc.c: `add` accumulates into dx instead of storing; s is y or x, whichever f' wants */ \
     X(void, act_forward, (int act, ptrdiff_t n, const R *x, double alpha, R *y)) \
@@ -95,6 +96,7 @@ typedef struct {
     const char *isa;
     size_t size;            /* bytes per element */
     int mr, nr;             /* register tile */
+    int whole_panels;       /* 1: reads B beyond its last column */
     ptrdiff_t depth, nc;    /* cache blocks: k of both, columns of B */
     size_t a_bytes;         /* a block of A, in the second cache */
 #define X(type, name, args) type (*name) args;
