@@ -163,12 +163,42 @@ void fbp_barrier(const fbp_worker *w)
     if (w->parts > 1) meet(w, w->team->patience);
 }
 
+#ifdef __linux__
+enum { CORES = 64 * sizeof((fbp_team){0}.cores) / sizeof((fbp_team){0}.cores[0]) };
+
+/* Whether no other member began on the core that this one is on. */
+static int take_core(fbp_team *t)
+{
+    const int core = sched_getcpu();
+    if (core < 0 || core >= (int)CORES) return 1;
+    const unsigned long long bit = 1ull << core % 64;
+    return !(atomic_fetch_or(&t->cores[core / 64], bit) & bit);
+}
+
+/* Linux likes to wake a thread on the core of the one that woke it and may take many milliseconds to see that another one is idle. So
+ * a member that finds itself on another's core asks, for a moment, to be on none of theirs. */
+static void move_to_free_core(fbp_team *t)
+{
+    cpu_set_t allowed, others;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    others = allowed;
+    for (int core = 0; core < (int)CORES; core++)
+        if (atomic_load(&t->cores[core / 64]) >> core % 64 & 1) CPU_CLR(core, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    take_core(t);
+}
+#else
+static int take_core(fbp_team *t) { (void)t; return 1; }
+static void move_to_free_core(fbp_team *t) { (void)t; }
+#endif
+
 static void run_member(int part, int parts, fbp_team *team, enum fbp_subnormals mode, void (*body)(const fbp_worker *, void *), void *argument)
 {
     enum { HURRY = 200 };
     const fbp_worker worker = {part, parts, team};
-    /* Linux likes to wake a thread on the core of the one that woke it: there it would wait for milliseconds if that one spun. */
-    if (parts > 1) meet(&worker, HURRY);
+    if (part > 0 && !take_core(team)) move_to_free_core(team);
+    if (parts > 1) meet(&worker, HURRY);   /* whoever still has to move gets this core */
     if (mode == FBP_SUBNORMALS_KEPT) {
         body(&worker, argument);
         return;
@@ -183,6 +213,7 @@ void fbp_run_team(int threads, enum fbp_subnormals mode, void (*body)(const fbp_
 #ifdef _OPENMP
     if (threads > 1 && !fork_count) {   /* a forked child never enters OpenMP, not even for a run begun before the fork */
         fbp_team team = {.threads = threads, .patience = threads <= available_cores() ? 20000 : 20};
+        take_core(&team);
         #pragma omp parallel num_threads(threads)
         {
             /* OpenMP may grant fewer threads than asked for: nobody waits for the missing ones. */

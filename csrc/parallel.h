@@ -11,6 +11,7 @@ typedef struct {
     int patience;                 /* spins before a waiting thread gives its core away */
     atomic_int arrived;
     atomic_uint round;
+    atomic_ullong cores[16];      /* bit c: a member began on core c */
 } fbp_team;
 
 /* One member of a team: number `part` of `parts`. */
