@@ -11,6 +11,13 @@ static const struct { fbp_driver *forward, *backward, *gradients; } drivers[FBP_
     [FBP_ACTIVATION] = {fbp_activation_forward, fbp_activation_backward, NULL},
     [FBP_SOFTMAX] = {fbp_softmax_forward, fbp_softmax_backward, NULL},
     [FBP_DROPOUT] = {fbp_dropout_forward, fbp_dropout_backward, NULL},
+    [FBP_BINARY] = {fbp_binary_forward, fbp_binary_backward, NULL},
+    [FBP_AFFINE] = {fbp_affine_forward, fbp_affine_backward, NULL},
+    [FBP_SUM] = {fbp_sum_forward, fbp_sum_backward, NULL},
+    [FBP_EXPAND] = {fbp_expand_forward, fbp_expand_backward, NULL},
+    [FBP_PLACE] = {fbp_place_forward, fbp_place_backward, NULL},
+    [FBP_PICK] = {fbp_pick_forward, fbp_pick_backward, NULL},
+    [FBP_PARAMETER] = {fbp_parameter_forward, fbp_parameter_backward, fbp_parameter_gradients},
 };
 
 /* ---- frames --------------------------------------------------------------------------------------------------------- */
@@ -25,8 +32,9 @@ size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, cons
     for (const fbp_op *end = op + ops; op < end; op++) {
         if (op->kind != FBP_DENSE) continue;
         const ptrdiff_t I = value[op->x].width, O = value[op->y].width;
-        const size_t products[3] = {fbp_gemm_scratch(t, rows, O, I), fbp_gemm_scratch(t, O, I, rows), fbp_gemm_scratch(t, rows, I, O)};
-        for (int i = 0; i < 3; i++) if (products[i] > most) most = products[i];
+        const size_t products[4] = {fbp_gemm_scratch(t, rows, O, I), fbp_gemm_scratch(t, O, I, rows), fbp_gemm_scratch(t, I, O, rows),
+                                    fbp_gemm_scratch(t, rows, I, O)};
+        for (int i = 0; i < 4; i++) if (products[i] > most) most = products[i];
     }
     return most;
 }
@@ -69,7 +77,11 @@ static void backward(const fbp_frame *f, const fbp_worker *w)
         fbp_barrier(w);
     }
     for (const fbp_op *op = p->op + p->ops - 1; op >= p->op; op--) {
-        if (op->dx != FBP_UNWANTED) {
+        if (op->closes) {
+            fbp_close_gradient(p->table, w, f->rows * p->value[op->y].width, op->act, op->alpha, f->value[op->y], f->gradient[op->y]);
+            fbp_barrier(w);
+        }
+        if (op->dx != FBP_UNWANTED || op->dz != FBP_UNWANTED) {
             drivers[op->kind].backward(f, op, w);
             fbp_barrier(w);   /* now dx is whole, and nobody reads the parameters any more */
         }

@@ -8,23 +8,34 @@
 #include "kernels/table.h"
 #include "parallel.h"
 
-enum fbp_op_kind { FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT, FBP_OP_KINDS };
+enum fbp_op_kind {
+    FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT,
+    FBP_BINARY,                    /* y = x op z */
+    FBP_AFFINE,                    /* y = alpha x + beta */
+    FBP_SUM, FBP_EXPAND,           /* over the features of a row: many to one, one to many; each is the other's backward */
+    FBP_PLACE, FBP_PICK,           /* x becomes columns [at, at + width) of y; y is those columns of x */
+    FBP_PARAMETER,                 /* every row of y is the parameter */
+    FBP_OP_KINDS
+};
 
 /* How a contribution meets the gradient that is there: the first one in backward order stores, the others add. */
 enum fbp_gradient { FBP_UNWANTED, FBP_FIRST, FBP_MORE };
 
 /* y = op(x). Dense: y = act(x wᵀ + b). Backward, with dy the gradient by the pre-activation of a dense op:
  *   dw = dyᵀ x,  db = 1ᵀ dy,  dx = dy w;  then, when this is the last contribution to dx, dx *= dact'(x),
- *   where dact is the activation fused into the op that made x. */
+ *   where dact is the activation fused into the op that made x, or the identity where that op `closes` dy itself. */
 typedef struct {
     int kind;
-    int x, y;                      /* values */
-    int act;                       /* dense, activation */
+    int x, z, y;                   /* values; z: the second operand of a binary operation */
+    int act;                       /* dense, activation; of a binary operation: enum fbp_binary */
     int dact;
-    int dx, dw;                    /* enum fbp_gradient */
-    int last;                      /* 1: after this dw nothing is added to it, and nobody reads the weight any more */
+    int dx, dz, dw, db;            /* enum fbp_gradient */
+    int last_w, last_b;            /* 1: nothing is added to dw, db after this, and nobody reads the weight, the bias any more */
+    int closes;                    /* 1: dy is to be multiplied by act'(y) first: no reader of y did so */
+    int transposed;                /* 1: the weight lies as (I, O) */
     ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none */
-    double alpha, dalpha;          /* parameters of act and dact; dropout: the probability */
+    ptrdiff_t at;                  /* place, pick: the first column */
+    double alpha, beta, dalpha;    /* parameters of act and dact; dropout: the probability */
     int stream;                    /* dropout: the layer's number */
 } fbp_op;
 

@@ -4,7 +4,7 @@
  * result does not depend on where it stands. */
 
 typedef vreal unary(vreal x, real alpha);
-typedef vreal binary(vreal s, vreal dy, real alpha);
+typedef vreal unary_backward(vreal s, vreal dy, real alpha);
 
 static ALWAYS_INLINE void map(ptrdiff_t n, const real *x, real alpha, real *y, unary *f)
 {
@@ -13,7 +13,7 @@ static ALWAYS_INLINE void map(ptrdiff_t n, const real *x, real alpha, real *y, u
     if (i < n) v_store_n(y + i, f(v_load_n(x + i, n - i), alpha), n - i);
 }
 
-static ALWAYS_INLINE void map_backward(ptrdiff_t n, const real *s, const real *dy, real alpha, int add, real *dx, binary *f)
+static ALWAYS_INLINE void map_backward(ptrdiff_t n, const real *s, const real *dy, real alpha, int add, real *dx, unary_backward *f)
 {
     ptrdiff_t i = 0;
     for (; i + VL <= n; i += VL) {
@@ -39,6 +39,23 @@ static ALWAYS_INLINE vreal softplus(vreal x, real alpha) { (void)alpha; return v
 static ALWAYS_INLINE vreal gelu(vreal x, real alpha) { (void)alpha; return v_gelu(x); }
 static ALWAYS_INLINE vreal silu(vreal x, real alpha) { (void)alpha; return v_silu(x); }
 
+static ALWAYS_INLINE vreal sqrt_(vreal x, real alpha) { (void)alpha; return v_sqrt(x); }
+static ALWAYS_INLINE vreal reciprocal(vreal x, real alpha) { (void)alpha; return 1 / x; }
+static ALWAYS_INLINE vreal log_(vreal x, real alpha) { (void)alpha; return v_log(x); }
+static ALWAYS_INLINE vreal square(vreal x, real alpha) { (void)alpha; return x * x; }
+static ALWAYS_INLINE vreal sin_(vreal x, real alpha)   /* the C library's, in double */
+{
+    (void)alpha;
+    for (ptrdiff_t i = 0; i < VL; i++) x[i] = (real)sin((double)x[i]);
+    return x;
+}
+static ALWAYS_INLINE vreal cos_(vreal x, real alpha)
+{
+    (void)alpha;
+    for (ptrdiff_t i = 0; i < VL; i++) x[i] = (real)cos((double)x[i]);
+    return x;
+}
+
 static ALWAYS_INLINE vreal identity_backward(vreal s, vreal dy, real alpha) { (void)s; (void)alpha; return dy; }
 static ALWAYS_INLINE vreal relu_backward(vreal y, vreal dy, real alpha) { (void)alpha; return v_drop(y <= 0, dy); }
 static ALWAYS_INLINE vreal leaky_relu_backward(vreal s, vreal dy, real alpha) { return v_select(s > 0, dy, dy * alpha); }
@@ -49,6 +66,13 @@ static ALWAYS_INLINE vreal exp_backward(vreal y, vreal dy, real alpha) { (void)a
 static ALWAYS_INLINE vreal softplus_backward(vreal x, vreal dy, real alpha) { (void)alpha; return dy * v_sigmoid(x); }
 static ALWAYS_INLINE vreal gelu_backward(vreal x, vreal dy, real alpha) { (void)alpha; return dy * v_gelu_derivative(x); }
 static ALWAYS_INLINE vreal silu_backward(vreal x, vreal dy, real alpha) { (void)alpha; return dy * v_silu_derivative(x); }
+
+static ALWAYS_INLINE vreal sqrt_backward(vreal y, vreal dy, real alpha) { (void)alpha; return dy * ((real)0.5 / y); }
+static ALWAYS_INLINE vreal reciprocal_backward(vreal y, vreal dy, real alpha) { (void)alpha; return -dy * (y * y); }
+static ALWAYS_INLINE vreal log_backward(vreal x, vreal dy, real alpha) { (void)alpha; return dy / x; }
+static ALWAYS_INLINE vreal square_backward(vreal x, vreal dy, real alpha) { (void)alpha; return dy * (x + x); }
+static ALWAYS_INLINE vreal sin_backward(vreal x, vreal dy, real alpha) { return dy * cos_(x, alpha); }
+static ALWAYS_INLINE vreal cos_backward(vreal x, vreal dy, real alpha) { return -dy * sin_(x, alpha); }
 
 static void act_forward(int act, ptrdiff_t n, const real *x, double alpha, real *y)
 {
@@ -64,6 +88,12 @@ static void act_forward(int act, ptrdiff_t n, const real *x, double alpha, real 
     case FBP_SOFTPLUS: map(n, x, a, y, softplus); break;
     case FBP_GELU: map(n, x, a, y, gelu); break;
     case FBP_SILU: map(n, x, a, y, silu); break;
+    case FBP_SQRT: map(n, x, a, y, sqrt_); break;
+    case FBP_RECIPROCAL: map(n, x, a, y, reciprocal); break;
+    case FBP_LOG: map(n, x, a, y, log_); break;
+    case FBP_SIN: map(n, x, a, y, sin_); break;
+    case FBP_COS: map(n, x, a, y, cos_); break;
+    case FBP_SQUARE: map(n, x, a, y, square); break;
     }
 }
 
@@ -81,7 +111,81 @@ static void act_backward(int act, ptrdiff_t n, const real *s, const real *dy, do
     case FBP_SOFTPLUS: map_backward(n, s, dy, a, add, dx, softplus_backward); break;
     case FBP_GELU: map_backward(n, s, dy, a, add, dx, gelu_backward); break;
     case FBP_SILU: map_backward(n, s, dy, a, add, dx, silu_backward); break;
+    case FBP_SQRT: map_backward(n, s, dy, a, add, dx, sqrt_backward); break;
+    case FBP_RECIPROCAL: map_backward(n, s, dy, a, add, dx, reciprocal_backward); break;
+    case FBP_LOG: map_backward(n, s, dy, a, add, dx, log_backward); break;
+    case FBP_SIN: map_backward(n, s, dy, a, add, dx, sin_backward); break;
+    case FBP_COS: map_backward(n, s, dy, a, add, dx, cos_backward); break;
+    case FBP_SQUARE: map_backward(n, s, dy, a, add, dx, square_backward); break;
     }
+}
+
+/* ---- y = a op b;  da = dy, dy, dy b, dy / b;  db = dy, -dy, dy a, -dy (a / b) / b ------------------------------------ */
+
+typedef vreal ternary(vreal a, vreal b, vreal d);
+
+/* y = [y +] f(a, b, d) */
+static ALWAYS_INLINE void combine(ptrdiff_t n, const real *a, const real *b, const real *d, int add, real *y, ternary *f)
+{
+    for (ptrdiff_t i = 0; i < n; i += VL) {
+        const ptrdiff_t r = n - i < VL ? n - i : VL;
+        const vreal v = f(v_part(a + i, r), v_part(b + i, r), v_part(d + i, r));
+        v_put(y + i, add ? v_part(y + i, r) + v : v, r);
+    }
+}
+
+static ALWAYS_INLINE vreal plus(vreal a, vreal b, vreal d) { (void)d; return a + b; }
+static ALWAYS_INLINE vreal minus(vreal a, vreal b, vreal d) { (void)d; return a - b; }
+static ALWAYS_INLINE vreal times(vreal a, vreal b, vreal d) { (void)d; return a * b; }
+static ALWAYS_INLINE vreal over(vreal a, vreal b, vreal d) { (void)d; return a / b; }
+static ALWAYS_INLINE vreal pass(vreal a, vreal b, vreal d) { (void)a; (void)b; return d; }
+static ALWAYS_INLINE vreal pass_negative(vreal a, vreal b, vreal d) { (void)a; (void)b; return -d; }
+static ALWAYS_INLINE vreal times_by_a(vreal a, vreal b, vreal d) { (void)a; return d * b; }
+static ALWAYS_INLINE vreal times_by_b(vreal a, vreal b, vreal d) { (void)b; return d * a; }
+static ALWAYS_INLINE vreal over_by_a(vreal a, vreal b, vreal d) { (void)a; return d / b; }
+static ALWAYS_INLINE vreal over_by_b(vreal a, vreal b, vreal d) { return -(d * (a / b) / b); }
+
+static void binary(int op, ptrdiff_t n, const real *a, const real *b, real *y)
+{
+    switch (op) {
+    case FBP_PLUS: combine(n, a, b, a, 0, y, plus); break;
+    case FBP_MINUS: combine(n, a, b, a, 0, y, minus); break;
+    case FBP_TIMES: combine(n, a, b, a, 0, y, times); break;
+    case FBP_OVER: combine(n, a, b, a, 0, y, over); break;
+    }
+}
+
+static void binary_backward(int op, int by_b, ptrdiff_t n, const real *a, const real *b, const real *dy, int add, real *dx)
+{
+    switch (2 * op + by_b) {
+    case 2 * FBP_PLUS:
+    case 2 * FBP_PLUS + 1:
+    case 2 * FBP_MINUS: combine(n, a, b, dy, add, dx, pass); break;
+    case 2 * FBP_MINUS + 1: combine(n, a, b, dy, add, dx, pass_negative); break;
+    case 2 * FBP_TIMES: combine(n, a, b, dy, add, dx, times_by_a); break;
+    case 2 * FBP_TIMES + 1: combine(n, a, b, dy, add, dx, times_by_b); break;
+    case 2 * FBP_OVER: combine(n, a, b, dy, add, dx, over_by_a); break;
+    case 2 * FBP_OVER + 1: combine(n, a, b, dy, add, dx, over_by_b); break;
+    }
+}
+
+static void affine(ptrdiff_t n, double alpha, double beta, const real *x, int add, real *y)
+{
+    const real a = (real)alpha, b = (real)beta;
+    for (ptrdiff_t i = 0; i < n; i += VL) {
+        const ptrdiff_t r = n - i < VL ? n - i : VL;
+        const vreal v = v_part(x + i, r) * a + b;
+        v_put(y + i, add ? v_part(y + i, r) + v : v, r);
+    }
+}
+
+static void expand(ptrdiff_t B, ptrdiff_t n, const real *x, int add, real *y)
+{
+    for (; B > 0; B--, x++, y += n)
+        for (ptrdiff_t i = 0; i < n; i += VL) {
+            const ptrdiff_t r = n - i < VL ? n - i : VL;
+            v_put(y + i, add ? v_part(y + i, r) + v_set(*x) : v_set(*x), r);
+        }
 }
 
 /* ---- dropout: y_i = x_i / (1 - p) where bit stream (key, first + i) says keep, else 0. Its own backward. ------------- */
@@ -145,6 +249,13 @@ static double row_exp(ptrdiff_t n, const real *x, real max, real *e)
         for (ptrdiff_t i = 0; i < n - j; i++) lane[j % LANES + i] += (double)v[i];
     }
     return lanes_sum(lane);
+}
+
+static double sum(ptrdiff_t n, const real *x);
+
+static void row_sums(ptrdiff_t B, ptrdiff_t n, const real *x, int add, real *y)
+{
+    for (ptrdiff_t i = 0; i < B; i++, x += n) y[i] = (add ? y[i] : 0) + (real)sum(n, x);
 }
 
 static void scale(ptrdiff_t n, double factor, real *x)

@@ -217,6 +217,7 @@ static ALWAYS_INLINE vpatch v_beside(const real *p, const real *q)   /* pieces; 
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
 #endif
 #else
+    (void)q;
     return a;
 #endif
 }

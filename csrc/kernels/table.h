@@ -17,9 +17,12 @@
 
 /* y = f(x), elementwise. The derivative is taken from y, or from x where y does not determine it (see `act_backward`). */
 enum fbp_activation {
-    FBP_IDENTITY, FBP_RELU, FBP_LEAKY_RELU, FBP_SIGMOID, FBP_TANH, FBP_ELU, FBP_EXP,   /* f' from the output */
-    FBP_SOFTPLUS, FBP_GELU, FBP_SILU                                                   /* f' from the input  */
+    FBP_IDENTITY, FBP_RELU, FBP_LEAKY_RELU, FBP_SIGMOID, FBP_TANH, FBP_ELU, FBP_EXP, FBP_SQRT, FBP_RECIPROCAL,   /* f' from the output */
+    FBP_SOFTPLUS, FBP_GELU, FBP_SILU, FBP_LOG, FBP_SIN, FBP_COS, FBP_SQUARE                                      /* f' from the input  */
 };
+
+/* y = a op b, elementwise. */
+enum fbp_binary { FBP_PLUS, FBP_MINUS, FBP_TIMES, FBP_OVER };
 
 enum fbp_loss_kind { FBP_MSE, FBP_L1, FBP_HUBER, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY };
 
@@ -77,6 +80,11 @@ typedef struct {
     /* elementwise.inc.c: `add` accumulates into dx instead of storing; s is y or x, whichever f' wants */ \
     X(void, act_forward, (int act, ptrdiff_t n, const R *x, double alpha, R *y)) \
     X(void, act_backward, (int act, ptrdiff_t n, const R *s, const R *dy, double alpha, int add, R *dx)) \
+    X(void, binary, (int op, ptrdiff_t n, const R *a, const R *b, R *y)) \
+    X(void, binary_backward, (int op, int by_b, ptrdiff_t n, const R *a, const R *b, const R *dy, int add, R *dx)) \
+    X(void, affine, (ptrdiff_t n, double alpha, double beta, const R *x, int add, R *y))   /* y = alpha x + beta */ \
+    X(void, expand, (ptrdiff_t B, ptrdiff_t n, const R *x, int add, R *y))   /* y_ij = x_i */ \
+    X(void, row_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, int add, R *y)) \
     X(void, dropout, (ptrdiff_t n, const R *x, double p, uint64_t key, uint64_t first, int add, R *y)) \
     X(void, softmax_forward, (ptrdiff_t B, ptrdiff_t n, const R *x, R *y)) \
     X(void, softmax_backward, (ptrdiff_t B, ptrdiff_t n, const R *y, const R *dy, int add, R *dx)) \

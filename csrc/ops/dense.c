@@ -1,21 +1,31 @@
-/* y = act(x wᵀ + b)        x (B, I)  w (O, I)  b (O)  y (B, O)
+/* y = act(x wᵀ + b)        x (B, I)  w (O, I), or stored transposed as (I, O)  b (O)  y (B, O)
  * backward, dy the gradient by x wᵀ + b:  dw = dyᵀ x,  db = 1ᵀ dy,  dx = dy w * dact'(x) */
 #include "ops.h"
+#include <string.h>
 
 static void *scratch_of(const fbp_frame *f, const fbp_worker *w)
 {
     return (char *)f->scratch + (size_t)w->part * f->program->scratch;
 }
 
+/* w as an (O, I) matrix. */
+static fbp_matrix weight_of(const fbp_frame *f, const fbp_op *op)
+{
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
+    const void *w = fbp_at(f->program->table, f->params, op->weight);
+    return op->transposed ? (fbp_matrix){w, 1, O} : (fbp_matrix){w, I, 1};
+}
+
 void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
+    const fbp_matrix weight = weight_of(f, op);
     const fbp_epilogue e = {.bias = op->bias < 0 ? NULL : fbp_at(t, f->params, op->bias), .act = op->act, .alpha = op->alpha};
     const fbp_product q = {
         .m = f->rows, .n = O, .k = I,
         .a = {f->value[op->x], I, 1},
-        .b = {fbp_at(t, f->params, op->weight), 1, I},
+        .b = {weight.p, weight.col, weight.row},
         .c = f->value[op->y], .ldc = O, .start = FBP_STORE, .epilogue = &e,
     };
     fbp_gemm(t, w, &q, scratch_of(f, w));
@@ -31,7 +41,7 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
     const fbp_product dx = {
         .m = f->rows, .n = I, .k = O,
         .a = {f->gradient[op->y], O, 1},
-        .b = {fbp_at(t, f->params, op->weight), I, 1},
+        .b = weight_of(f, op),
         .c = f->gradient[op->x], .ldc = I, .start = op->dx == FBP_MORE ? FBP_CONTINUE : FBP_STORE,
         .epilogue = op->dact == FBP_IDENTITY ? NULL : &e,
     };
@@ -41,38 +51,63 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
 typedef struct {
     const fbp_frame *f;
     const fbp_slot *slot;
-    ptrdiff_t weight, I;
+    ptrdiff_t weight, columns;
 } weight_update;
 
 static void update_block(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n)
 {
     const weight_update *u = context;
     const fbp_kernels *t = u->f->program->table;
-    if (n == u->I) n *= m, m = 1;   /* whole rows lie one behind the other */
-    for (ptrdiff_t at = u->weight + i * u->I + j; m > 0; m--, at += u->I) fbp_update_range(t, u->f->update, u->slot, at, n);
+    if (n == u->columns) n *= m, m = 1;   /* whole rows lie one behind the other */
+    for (ptrdiff_t at = u->weight + i * u->columns + j; m > 0; m--, at += u->columns) fbp_update_range(t, u->f->update, u->slot, at, n);
 }
 
 /* BP3 and BP4: db and dw, and the update where this was their last contribution. */
 void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
-    enum { COLUMNS = 64 };   /* of a bias: at least a few cache lines to a worker */
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     const void *dy = f->gradient[op->y];
-    const int start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, updates = f->update && op->last;
-    weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, op->weight, I};
+    const int start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, updates = f->update && op->last_w;
+    weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, op->weight, op->transposed ? O : I};
+    const fbp_matrix x = {f->value[op->x], I, 1}, d = {dy, O, 1}, left = op->transposed ? x : d;   /* dw = dyᵀ x, stored transposed: xᵀ dy */
     const fbp_product dw = {
-        .m = O, .n = I, .k = f->rows,
-        .a = {dy, 1, O},
-        .b = {f->value[op->x], I, 1},
-        .c = fbp_at(t, f->grads, op->weight), .ldc = I, .start = start, .chunked = 1, .by_rows = 1,
+        .m = op->transposed ? I : O, .n = u.columns, .k = f->rows,
+        .a = {left.p, left.col, left.row},
+        .b = op->transposed ? d : x,
+        .c = fbp_at(t, f->grads, op->weight), .ldc = u.columns, .start = start, .chunked = 1, .by_rows = 1,
         .done = updates ? update_block : NULL, .context = &u,
     };
     fbp_gemm(t, w, &dw, scratch_of(f, w));
-    if (op->bias < 0) return;
+    if (op->bias >= 0) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
+}
+
+/* db = 1ᵀ dy, for a vector of parameters that is added to, or is, every row. */
+void fbp_vector_gradients(const fbp_frame *f, const fbp_op *op, ptrdiff_t at, int db, int last, const fbp_worker *w)
+{
+    enum { COLUMNS = 64 };   /* at least a few cache lines to a worker */
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t O = f->program->value[op->y].width;
     ptrdiff_t j, end;
     fbp_share(w, O, COLUMNS, &j, &end);
     if (j == end) return;
-    fbp_column_sums(t, f->rows, end - j, fbp_at(t, dy, j), O, start, fbp_at(t, f->grads, op->bias + j));
-    if (updates) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->bias), op->bias + j, end - j);
+    fbp_column_sums(t, f->rows, end - j, fbp_at(t, f->gradient[op->y], j), O, db == FBP_MORE ? FBP_ADD : FBP_STORE, fbp_at(t, f->grads, at + j));
+    if (f->update && last) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, at), at + j, end - j);
+}
+
+/* Every row of y (B, n) is the parameter. */
+void fbp_parameter_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t n = f->program->value[op->y].width;
+    ptrdiff_t i, end;
+    fbp_share(w, f->rows, 16, &i, &end);
+    for (; i < end; i++) memcpy(fbp_at(t, f->value[op->y], i * n), fbp_at(t, f->params, op->weight), (size_t)n * t->size);
+}
+
+void fbp_parameter_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w) { (void)f; (void)op; (void)w; }
+
+void fbp_parameter_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    fbp_vector_gradients(f, op, op->weight, op->dw, op->last_w, w);
 }

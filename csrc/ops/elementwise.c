@@ -1,4 +1,4 @@
-/* Operations on independent elements or rows: activations that stand alone, softmax, dropout. */
+/* Operations on independent elements or rows: activations that stand alone, softmax, dropout, arithmetic between values. */
 #include "ops.h"
 
 enum { UNIT = 1024 };   /* elements: a worker's smallest share */
@@ -96,4 +96,112 @@ void fbp_dropout_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker
     share_of(f, op, w, &i, &end);
     dropout(f, op, f->gradient[op->y], op->dx == FBP_MORE, f->gradient[op->x], i, end);
     close_share(f, op, i, end);
+}
+
+/* ---- of the graph: arithmetic on values, and columns of values ------------------------------------------------------------ */
+
+void fbp_binary_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    ptrdiff_t i, end;
+    share_of(f, op, w, &i, &end);
+    t->binary(op->act, end - i, fbp_at(t, f->value[op->x], i), fbp_at(t, f->value[op->z], i), fbp_at(t, f->value[op->y], i));
+}
+
+/* x and z may be one value: the contribution of z comes second. */
+void fbp_binary_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    ptrdiff_t i, end;
+    share_of(f, op, w, &i, &end);
+    const void *x = fbp_at(t, f->value[op->x], i), *z = fbp_at(t, f->value[op->z], i), *dy = fbp_at(t, f->gradient[op->y], i);
+    if (op->dx != FBP_UNWANTED) t->binary_backward(op->act, 0, end - i, x, z, dy, op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
+    if (op->dz != FBP_UNWANTED) t->binary_backward(op->act, 1, end - i, x, z, dy, op->dz == FBP_MORE, fbp_at(t, f->gradient[op->z], i));
+}
+
+void fbp_affine_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    ptrdiff_t i, end;
+    share_of(f, op, w, &i, &end);
+    t->affine(end - i, op->alpha, op->beta, fbp_at(t, f->value[op->x], i), 0, fbp_at(t, f->value[op->y], i));
+}
+
+void fbp_affine_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    ptrdiff_t i, end;
+    share_of(f, op, w, &i, &end);
+    t->affine(end - i, op->alpha, 0, fbp_at(t, f->gradient[op->y], i), op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
+}
+
+/* `many` (B, n) and `one` (B, 1): the rows that are this worker's. */
+static void sum_rows(const fbp_frame *f, const fbp_worker *w, ptrdiff_t n, const void *many, int add, void *one)
+{
+    const fbp_kernels *t = f->program->table;
+    ptrdiff_t i, end;
+    fbp_share(w, f->rows, 16, &i, &end);
+    t->row_sums(end - i, n, fbp_at(t, many, i * n), add, fbp_at(t, one, i));
+}
+
+static void expand_rows(const fbp_frame *f, const fbp_worker *w, ptrdiff_t n, const void *one, int add, void *many)
+{
+    const fbp_kernels *t = f->program->table;
+    ptrdiff_t i, end;
+    fbp_share(w, f->rows, 16, &i, &end);
+    t->expand(end - i, n, fbp_at(t, one, i), add, fbp_at(t, many, i * n));
+}
+
+void fbp_sum_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    sum_rows(f, w, f->program->value[op->x].width, f->value[op->x], 0, f->value[op->y]);
+}
+
+void fbp_sum_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    expand_rows(f, w, f->program->value[op->x].width, f->gradient[op->y], op->dx == FBP_MORE, f->gradient[op->x]);
+}
+
+void fbp_expand_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    expand_rows(f, w, f->program->value[op->y].width, f->value[op->x], 0, f->value[op->y]);
+}
+
+void fbp_expand_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    sum_rows(f, w, f->program->value[op->y].width, f->gradient[op->y], op->dx == FBP_MORE, f->gradient[op->x]);
+}
+
+/* Columns [from_at, from_at + n) of `from` to columns [to_at, to_at + n) of `to`, for this worker's rows. */
+static void move_columns(const fbp_frame *f, const fbp_worker *w, ptrdiff_t n, const void *from, ptrdiff_t from_at, ptrdiff_t from_width, int add,
+                         void *to, ptrdiff_t to_at, ptrdiff_t to_width)
+{
+    const fbp_kernels *t = f->program->table;
+    ptrdiff_t i, end;
+    fbp_share(w, f->rows, 16, &i, &end);
+    for (; i < end; i++) t->act_backward(FBP_IDENTITY, n, NULL, fbp_at(t, from, i * from_width + from_at), 0, add, fbp_at(t, to, i * to_width + to_at));
+}
+
+void fbp_place_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const ptrdiff_t n = f->program->value[op->x].width, width = f->program->value[op->y].width;
+    move_columns(f, w, n, f->value[op->x], 0, n, 0, f->value[op->y], op->at, width);
+}
+
+void fbp_place_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const ptrdiff_t n = f->program->value[op->x].width, width = f->program->value[op->y].width;
+    move_columns(f, w, n, f->gradient[op->y], op->at, width, op->dx == FBP_MORE, f->gradient[op->x], 0, n);
+}
+
+void fbp_pick_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const ptrdiff_t n = f->program->value[op->y].width, width = f->program->value[op->x].width;
+    move_columns(f, w, n, f->value[op->x], op->at, width, 0, f->value[op->y], 0, n);
+}
+
+void fbp_pick_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const ptrdiff_t n = f->program->value[op->y].width, width = f->program->value[op->x].width;
+    move_columns(f, w, n, f->gradient[op->y], 0, n, op->dx == FBP_MORE, f->gradient[op->x], op->at, width);
 }

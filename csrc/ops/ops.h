@@ -11,6 +11,15 @@ fbp_driver fbp_dense_forward, fbp_dense_backward, fbp_dense_gradients;
 fbp_driver fbp_activation_forward, fbp_activation_backward;
 fbp_driver fbp_softmax_forward, fbp_softmax_backward;
 fbp_driver fbp_dropout_forward, fbp_dropout_backward;
+fbp_driver fbp_binary_forward, fbp_binary_backward;
+fbp_driver fbp_affine_forward, fbp_affine_backward;
+fbp_driver fbp_sum_forward, fbp_sum_backward;
+fbp_driver fbp_expand_forward, fbp_expand_backward;
+fbp_driver fbp_place_forward, fbp_place_backward;
+fbp_driver fbp_pick_forward, fbp_pick_backward;
+fbp_driver fbp_parameter_forward, fbp_parameter_backward, fbp_parameter_gradients;
+
+void fbp_vector_gradients(const fbp_frame *f, const fbp_op *op, ptrdiff_t at, int db, int last, const fbp_worker *w);
 
 /* g (rows, width) *= act'(s), in place: closes a gradient with the activation of the op that made its value. */
 void fbp_close_gradient(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, int act, double alpha, const void *s, void *g);

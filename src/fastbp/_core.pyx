@@ -33,10 +33,12 @@ cdef extern from "fastbp.h" nogil:
     double fbp_set_grain(double multiply_adds)
     int fbp_grain_forced()
 
-    enum: FBP_IDENTITY, FBP_RELU, FBP_LEAKY_RELU, FBP_SIGMOID, FBP_TANH, FBP_ELU, FBP_EXP, FBP_SOFTPLUS, FBP_GELU, FBP_SILU
+    enum: FBP_IDENTITY, FBP_RELU, FBP_LEAKY_RELU, FBP_SIGMOID, FBP_TANH, FBP_ELU, FBP_EXP, FBP_SQRT, FBP_RECIPROCAL
+    enum: FBP_SOFTPLUS, FBP_GELU, FBP_SILU, FBP_LOG, FBP_SIN, FBP_COS, FBP_SQUARE
     enum: FBP_MSE, FBP_L1, FBP_HUBER, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY
     enum: FBP_STORE
-    enum: FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT
+    enum: FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT, FBP_BINARY, FBP_AFFINE, FBP_SUM, FBP_EXPAND, FBP_PLACE, FBP_PICK
+    enum: FBP_PARAMETER, FBP_OP_KINDS
     enum: FBP_UNWANTED, FBP_FIRST, FBP_MORE
     enum: FBP_SGD, FBP_ADAM
     enum: FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
@@ -68,9 +70,9 @@ cdef extern from "fastbp.h" nogil:
     ptrdiff_t fbp_first_nonfinite(const fbp_kernels *t, ptrdiff_t n, const void *x)
 
     ctypedef struct fbp_op:
-        int kind, x, y, act, dact, dx, dw, last
-        ptrdiff_t weight, bias
-        double alpha, dalpha
+        int kind, x, z, y, act, dact, dx, dz, dw, db, last_w, last_b, closes, transposed
+        ptrdiff_t weight, bias, at
+        double alpha, beta, dalpha
         int stream
     ctypedef struct fbp_value:
         ptrdiff_t width, offset, gradient
@@ -155,9 +157,12 @@ cdef extern from "fastbp.h" nogil:
                            void *state1, void *state2, double *partial, int threads)
 
 ACTIVATIONS = {"identity": FBP_IDENTITY, "relu": FBP_RELU, "leaky_relu": FBP_LEAKY_RELU, "sigmoid": FBP_SIGMOID, "tanh": FBP_TANH,
-               "elu": FBP_ELU, "exp": FBP_EXP, "softplus": FBP_SOFTPLUS, "gelu": FBP_GELU, "silu": FBP_SILU}
+               "elu": FBP_ELU, "exp": FBP_EXP, "softplus": FBP_SOFTPLUS, "gelu": FBP_GELU, "silu": FBP_SILU, "sqrt": FBP_SQRT,
+               "reciprocal": FBP_RECIPROCAL, "log": FBP_LOG, "sin": FBP_SIN, "cos": FBP_COS, "square": FBP_SQUARE}
 LOSSES = {"mse": FBP_MSE, "l1": FBP_L1, "huber": FBP_HUBER, "bce": FBP_BCE, "bce_logits": FBP_BCE_LOGITS, "cross_entropy": FBP_CROSS_ENTROPY}
-OPERATIONS = {"dense": FBP_DENSE, "activation": FBP_ACTIVATION, "softmax": FBP_SOFTMAX, "dropout": FBP_DROPOUT}
+OPERATIONS = {"dense": FBP_DENSE, "activation": FBP_ACTIVATION, "softmax": FBP_SOFTMAX, "dropout": FBP_DROPOUT,
+              "binary": FBP_BINARY, "affine": FBP_AFFINE, "sum": FBP_SUM, "expand": FBP_EXPAND, "place": FBP_PLACE, "pick": FBP_PICK,
+              "parameter": FBP_PARAMETER}
 UNWANTED, FIRST, MORE = FBP_UNWANTED, FBP_FIRST, FBP_MORE
 RUNNING, DONE, LOSS_NOT_FINITE, PARAMETER_NOT_FINITE = FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
 
@@ -409,7 +414,8 @@ cdef class Program:
     """A compiled graph over a flat parameter array of `parameters` elements. See compiler.py, which makes them, and program.h.
 
     values      (width, offset of the value, offset of its gradient; -1: none)
-    operations  (kind, x, y, act, alpha, dact, dalpha, dx, dw, last, weight, bias, stream)
+    operations  (kind, x, z, y, act, dact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta,
+                dalpha, stream)
     complete    whether the operations read all parameters
     """
     cdef fbp_program c
@@ -426,7 +432,8 @@ cdef class Program:
     def __cinit__(self, dtype, values, operations, int input, int output, bint complete, int output_act, double output_alpha, ptrdiff_t capacity,
                   ptrdiff_t arena, double work_per_row, ptrdiff_t parameters):
         cdef int i, n = len(values)
-        cdef ptrdiff_t width, most
+        cdef ptrdiff_t width, most, X, Y, Z
+        cdef bint fits
         self.type = type_of(dtype)
         self.capacity = capacity
         self.parameters = parameters
@@ -437,16 +444,24 @@ cdef class Program:
                 if width < 1 or capacity < 1 or at < -1 or (at >= 0 and at + width * capacity > arena):
                     raise ValueError(f"value {i} lies outside the arena")
             self.value[i] = fbp_value(width, offset, gradient)
-        for i, (kind, x, y, act, alpha, dact, dalpha, dx, dw, last, weight, bias, stream) in enumerate(operations):
-            if not (0 <= x < n and 0 <= y < n and 0 <= kind <= FBP_DROPOUT):
+        for i, operation in enumerate(operations):
+            kind, x, z, y, act, dact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha, stream = operation
+            if not (0 <= x < n and 0 <= z < n and 0 <= y < n and 0 <= kind < FBP_OP_KINDS):
                 raise ValueError(f"operation {i} is malformed")
-            if kind == FBP_DENSE:
-                most = self.value[<int>x].width * self.value[<int>y].width
-                if weight < 0 or weight + most > parameters or bias < -1 or bias + self.value[<int>y].width > parameters:
-                    raise ValueError(f"operation {i} reads outside the parameters")
-            elif self.value[<int>x].width != self.value[<int>y].width:
-                raise ValueError(f"operation {i} changes the width")
-            self.op[i] = fbp_op(kind, x, y, act, dact, dx, dw, last, weight, bias, alpha, dalpha, stream)
+            X, Z, Y = self.value[<int>x].width, self.value[<int>z].width, self.value[<int>y].width
+            most = X * Y if kind == FBP_DENSE else Y if kind == FBP_PARAMETER else 0
+            if most and (weight < 0 or weight + most > parameters or bias < -1 or bias + Y > parameters):
+                raise ValueError(f"operation {i} reads outside the parameters")
+            if kind == FBP_SUM: fits = Y == 1
+            elif kind == FBP_EXPAND: fits = X == 1
+            elif kind == FBP_PLACE: fits = 0 <= at <= Y - X
+            elif kind == FBP_PICK: fits = 0 <= at <= X - Y
+            elif kind == FBP_BINARY: fits = X == Y and Z == Y
+            else: fits = kind == FBP_DENSE or X == Y
+            if not fits:
+                raise ValueError(f"operation {i} does not fit the widths of its values")
+            self.op[i] = fbp_op(kind, x, z, y, act, dact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha,
+                                stream)
         if not (0 <= input < n and 0 <= output < n):
             raise ValueError("the program has no input or no output")
         self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, output, complete, output_act, output_alpha,

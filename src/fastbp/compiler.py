@@ -16,6 +16,7 @@ from . import _core
 
 PREDICT_ROWS = 256   # rows that one thread takes through all layers at a time
 IDENTITY = _core.ACTIVATIONS["identity"]
+BINARY = {"plus": 0, "minus": 1, "times": 2, "over": 3}   # enum fbp_binary
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Node:
 
 @dataclass(frozen=True)
 class _Op:
-    """One operation before the numbers of C: see fbp_op."""
+    """One operation before the numbers of C: see fbp_op. x, z: the values it reads (z -1: none)."""
 
     kind: str
     x: int
@@ -37,7 +38,17 @@ class _Op:
     function: str = "identity"
     alpha: float = 0.0
     layer: Any = None   # the owner of the parameters
+    z: int = -1
+    beta: float = 0.0
+    at: int = 0
     stream: int = 0
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return tuple(v for v in (self.x, self.z) if v >= 0)
+
+
+CLOSERS = {"dense", "activation", "softmax", "dropout"}   # operations that can multiply dx by the derivative of what made x
 
 
 def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_Op], int]:
@@ -46,26 +57,41 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
     Fusion: an activation moves into the dense operation whose result only it reads, unless training needs that result for the
     derivative. Identity, and Dropout outside training, vanish: their readers read what they read.
     """
+    needed = {output}
+    for y in range(output, -1, -1):
+        if y in needed:
+            needed.update(nodes[y].reads)
     readers = [0] * len(nodes)
-    for node in nodes:
-        for read in node.reads:
+    for y in needed:
+        for read in nodes[y].reads:
             readers[read] += 1
     same: dict[int, int] = {}   # node -> the value it is
     made_by: dict[int, int] = {}   # value -> index of its operation
     operations: list[_Op] = []
-    for y, node in enumerate(nodes[: output + 1]):
-        layer = node.layer
+    for y in sorted(needed):
+        node, layer = nodes[y], nodes[y].layer
         if layer is None:
             same[y] = y
             continue
-        x = same[node.reads[0]]
+        reads = [same[read] for read in node.reads]
         if layer.operation == "identity" or (layer.operation == "dropout" and (not training or layer.alpha == 0)):
-            same[y] = x
+            same[y] = reads[0]
             continue
         same[y] = y
+        if layer.operation == "concat":
+            at = 0
+            for x in reads:
+                operations.append(_Op("place", x, y, at=at))
+                at += nodes[x].width
+            continue
         if layer.operation == "dense":
-            operation = _Op("dense", x, y, layer=layer)
+            operation = _Op("dense", reads[0], y, layer=layer)
+        elif layer.operation == "parameter":
+            operation = _Op("parameter", y, y, layer=layer)
+        elif layer.operation == "binary":
+            operation = _Op("binary", reads[0], y, layer.function, z=reads[1])
         elif layer.operation == "activation":
+            x = reads[0]
             producer = made_by.get(x)
             fusible = producer is not None and operations[producer].kind == "dense" and operations[producer].function == "identity"
             if fusible and readers[node.reads[0]] == 1 and readers[x] == 1 and not (training and layer.derivative_from == "input"):
@@ -74,7 +100,7 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
                 continue
             operation = _Op("activation", x, y, layer.function, layer.alpha)
         else:
-            operation = _Op(layer.operation, x, y, alpha=layer.alpha, stream=y)
+            operation = _Op(layer.operation, reads[0], y, alpha=layer.alpha, beta=getattr(layer, "beta", 0.0), at=getattr(layer, "at", 0), stream=y)
         made_by[y] = len(operations)
         operations.append(operation)
     return operations, same[output]
@@ -110,44 +136,77 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
     # Which values have a gradient anybody asked for: those that depend on parameters, and the input when wanted.
     wanted = {input: input_gradient}
     for op in operations:
-        wanted[op.y] = op.kind == "dense" or wanted[op.x]
-    first_reader = {op.x: i for i, op in reversed(list(enumerate(operations)))}
-    last_reader = {op.x: i for i, op in enumerate(operations)}
-    maker = {op.y: i for i, op in enumerate(operations)}
+        wanted[op.y] = wanted.get(op.y, False) or op.layer is not None or any(wanted[v] for v in op.reads)
+    first_reader: dict[int, int] = {}
+    last_reader: dict[int, int] = {}
+    maker: dict[int, int] = {}   # the first one, of a value that is put together
+    for i, op in enumerate(operations):
+        maker.setdefault(op.y, i)
+        for v in op.reads:
+            if op.kind != "parameter":
+                first_reader.setdefault(v, i)
+                last_reader[v] = i
     fused = {op.y: op for op in operations if op.kind == "dense" and op.function != "identity"}
 
-    # Time runs 0..count-1 forward; backward passes operation i at time 2*count - i, and may still read its dy to make dw at the next.
+    def goes_back(op: _Op) -> bool:
+        return training and op.kind != "parameter" and any(wanted[v] for v in op.reads)
+
+    # The gradient that a contribution meets: the first in backward order stores, the others add; the loss comes before all. Columns of
+    # the input that are picked meet nobody's.
+    met = {out}
+    contributions: list[dict[str, int]] = [{} for _ in operations]
+    for i in reversed(range(count)):
+        op = operations[i]
+        for key, v in (("dx", op.x), ("dz", op.z)):
+            if not goes_back(op) or v < 0 or not wanted[v]:
+                contributions[i][key] = _core.UNWANTED
+            elif v in met and op.kind != "pick":
+                contributions[i][key] = _core.MORE
+            else:
+                contributions[i][key] = _core.FIRST
+                met.add(v)
+
+    # Time runs 0..count-1 forward; backward passes operation i at time 2*count - i. Its dy may still be read, to make dw, until all workers
+    # have met again: at the end of the next operation that goes back.
+    def settled(i: int) -> int:
+        following = next((j for j in reversed(range(i)) if goes_back(operations[j])), -1)
+        return 2 * count - following
+
     values = {input} | set(maker)
     size = {v: -(-nodes[v].width * capacity // unit) * unit for v in values}
     end = 2 * count + 1
     if training:
         lives = {v: (-1, end) for v in values}
-        gradient_lives = {out: (count, 2 * count - maker.get(out, 0) + 1)}
-        for v in values - {out}:
-            if wanted[v]:
-                gradient_lives[v] = (2 * count - last_reader[v], end if v == input else 2 * count - maker[v] + 1)
-        if out == input or (input_gradient and input in gradient_lives):
-            gradient_lives[input] = (gradient_lives[input][0], end)
+        gradient_lives = {}
+        for v in values:
+            if v == out or wanted[v]:
+                birth = count if v == out else 2 * count - last_reader[v]
+                gradient_lives[v] = birth, end if v == input or v not in maker else settled(maker[v])
     else:
         lives = {v: (maker.get(v, -1), last_reader.get(v, count)) for v in values if v not in (input, out)}
         gradient_lives = {}
     offsets, arena = _plan(size | {~v: size[v] for v in gradient_lives}, lives | {~v: life for v, life in gradient_lives.items()})
 
+    def meets(at: int, part: int, i: int) -> tuple[int, bool]:
+        """What the gradient of operation i's weight (part 0) or bias (1) at this offset meets, and whether it is the last one."""
+        users = [j for j, other in enumerate(operations) if other.layer is not None and places[other.layer][part] == at >= 0] or [i]
+        return _core.FIRST if i == users[-1] else _core.MORE, i == users[0]
+
     number = {v: i for i, v in enumerate(sorted(values))}
     table = []
     for i, op in enumerate(operations):
-        closing = fused.get(op.x) if training and first_reader[op.x] == i else None
+        closing = fused.get(op.x) if goes_back(op) and op.kind in CLOSERS and first_reader[op.x] == i else None
+        reader = operations[first_reader[op.y]] if op.y in first_reader else None
+        closes = training and op.y in fused and reader is not None and reader.kind not in CLOSERS
         weight, bias = places[op.layer] if op.layer is not None else (-1, -1)
-        later_reader = last_reader[op.x] != i
-        dx = _core.UNWANTED if not training or not wanted[op.x] else _core.MORE if later_reader else _core.FIRST
-        dw, last = _core.FIRST, False
-        if op.layer is not None:   # backward meets the layer's last use first
-            dw = _core.MORE if any(other.layer is op.layer for other in operations[i + 1 :]) else _core.FIRST
-            last = all(other.layer is not op.layer for other in operations[:i])
-        table.append((_core.OPERATIONS[op.kind], number[op.x], number[op.y], _core.ACTIVATIONS[op.function], op.alpha,
-                      _core.ACTIVATIONS[closing.function] if closing else IDENTITY, closing.alpha if closing else 0.0, dx, dw, last, weight, bias,
-                      op.stream))
-    ends = fused.get(out)
+        dw, last_w = meets(weight, 0, i)
+        db, last_b = meets(bias, 1, i)
+        function = BINARY[op.function] if op.kind == "binary" else _core.ACTIVATIONS[op.function]
+        table.append((_core.OPERATIONS[op.kind], number[op.x], number[op.x if op.z < 0 else op.z], number[op.y], function,
+                      _core.ACTIVATIONS[closing.function] if closing else IDENTITY, contributions[i]["dx"], contributions[i]["dz"],
+                      dw, db, last_w, last_b, closes, getattr(op.layer, "transposed", False),
+                      weight, bias, op.at, op.alpha, op.beta, closing.alpha if closing else 0.0, op.stream))
+    ends = fused.get(out) if out not in first_reader else None
     complete = {op.layer for op in operations if op.layer is not None} == set(places)
     work = sum(nodes[op.x].width * nodes[op.y].width if op.kind == "dense" else 8 * nodes[op.y].width for op in operations)
     return _core.Program(
