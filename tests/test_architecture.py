@@ -12,7 +12,7 @@ C = ROOT / "csrc"
 
 # --- Python: data flows one way --------------------------------------------------------------------------------------
 #
-#     layers, losses, optim  ->  graph  ->  compiler  ->  _core
+#     layers  ->  symbols;   losses, optim, symbols  ->  graph  ->  compiler  ->  _core
 #
 # A module may import what is to its right, never what is to its left: the compiler knows no layer by name, the graph no loss and
 # no optimizer. `training` is where all of them meet, and only the package's surface is above it.
@@ -29,8 +29,9 @@ ALLOWED = {
     "compiler": {"_core", "arrays"},
     "pace": set(),
     "workspace": {"_core", "arrays", "pace"},
-    "graph": {"_core", "arrays", "compiler", "init", "runtime", "workspace"},
-    "layers": {"arrays", "init", "graph", "compiler", "_core"},
+    "symbols": {"arrays", "init"},
+    "graph": {"_core", "arrays", "compiler", "runtime", "symbols", "workspace"},
+    "layers": {"arrays", "init", "symbols"},
     "losses": {"arrays", "_core"},
     "optim": {"arrays", "_core", "schedules"},
     "training": {"_core", "arrays", "compiler", "graph", "layers", "losses", "optim", "runtime", "callbacks", "workspace"},

@@ -26,6 +26,7 @@ OFFERED = {"relu": (K.relu_forward, K.relu_backward), "sigmoid": (K.sigmoid_forw
 FUNCTIONS = sorted(_core.ACTIVATIONS)
 CURVED = [name for name in FUNCTIONS if name not in ("identity", "relu", "leaky_relu")]
 FROM_INPUT = ("softplus", "gelu", "silu")  # their derivative is taken at the input, that of the others from the output
+OUTSIDE = {"log": lambda x: x < 0, "sqrt": lambda x: x < 0, "sin": np.isinf, "cos": np.isinf}  # where a function has no value
 
 
 def forward(name, x, out=None):
@@ -45,11 +46,12 @@ LIMITS = {"gelu": {-np.inf: 0.0}, "silu": {-np.inf: 0.0}}
 EXACT = {"identity": lambda x: x, "relu": lambda x: max(x, 0), "leaky_relu": lambda x: x if x > 0 else SLOPE * x,
          "sigmoid": lambda x: 1 / (1 + mp.exp(-x)), "tanh": mp.tanh, "elu": lambda x: x if x > 0 else mp.expm1(x), "exp": mp.exp,
          "softplus": lambda x: mp.log1p(mp.exp(x)) if x < 100 else x + mp.exp(-x), "gelu": lambda x: x * mp.ncdf(x) if abs(x) < 1000 else max(x, 0),
-         "silu": lambda x: x / (1 + mp.exp(-x))}
+         "silu": lambda x: x / (1 + mp.exp(-x)), "sin": mp.sin, "cos": mp.cos, "square": lambda x: x * x, "reciprocal": lambda x: 1 / x,
+         "log": lambda x: mp.log(x) if x > 0 else mp.nan, "sqrt": lambda x: mp.sqrt(x) if x >= 0 else mp.nan}
 DERIVATIVE = {"softplus": lambda x: 1 / (1 + mp.exp(-x)), "gelu": lambda x: mp.ncdf(x) + x * mp.npdf(x) if abs(x) < 1000 else float(x > 0),
               "silu": lambda x: (1 + x / (1 + mp.exp(x))) / (1 + mp.exp(-x))}
 IN_DOUBLE = {name: getattr(reference, f"{name}_forward") for name in FUNCTIONS if hasattr(reference, f"{name}_forward")} | {
-    "exp": np.exp, "leaky_relu": lambda x: reference.leaky_relu_forward(x, SLOPE)}
+    "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "sin": np.sin, "cos": np.cos, "square": np.square, "reciprocal": np.reciprocal, "leaky_relu": lambda x: reference.leaky_relu_forward(x, SLOPE)}
 DERIVATIVE_IN_DOUBLE = {name: lambda x, name=name: getattr(reference, f"{name}_backward")(x, 1.0) for name in FROM_INPUT}
 
 
@@ -72,7 +74,7 @@ def at_50_digits(name, dtype, table="value"):
     def value(x):
         if np.isnan(x):
             return np.nan
-        if np.isinf(x):
+        if np.isinf(x) or x == 0:
             with np.errstate(all="ignore"):
                 return LIMITS.get(name, {}).get(x, (IN_DOUBLE if table == "value" else DERIVATIVE_IN_DOUBLE)[name](np.float64(x)))
         with mp.workdps(50):
@@ -159,7 +161,7 @@ def test_derivative_taken_at_the_input_is_accurate(isa, dtype, name):
         assert error.max() <= elementwise_ulp("sigmoid" if name == "softplus" else name), (error.max(), x[error.argmax()])
 
 
-ROUNDINGS = {"identity": 0, "relu": 0, "leaky_relu": 1, "exp": 1, "elu": 2, "sigmoid": 3, "tanh": 2}  # of the formulas below
+ROUNDINGS = {"identity": 0, "relu": 0, "leaky_relu": 1, "exp": 1, "elu": 2, "sigmoid": 3, "tanh": 2, "sqrt": 2, "reciprocal": 2}  # of the formulas below
 
 
 @pytest.mark.parametrize("name", sorted(ROUNDINGS))
@@ -168,17 +170,19 @@ def test_derivative_taken_from_the_output_is_its_formula(isa, dtype, rng, name):
     wide = np.longdouble if dtype == "float64" else np.float64
     y = np.concatenate([rng.uniform(-1, 1, 1000), [0.0, -0.0, 1.0, -1.0, 0.5]]).astype(dtype)
     y = np.abs(y) if name in ("sigmoid", "exp") else y
+    y = np.abs(y) + np.array(0.1, dtype) if name == "sqrt" else y
     dy = rng.standard_normal(y.size).astype(dtype)
     Y, DY = y.astype(wide), dy.astype(wide)
     exact = {"identity": DY, "relu": np.where(Y > 0, DY, 0), "leaky_relu": np.where(Y > 0, DY, SLOPE * DY), "exp": DY * Y,
-             "elu": np.where(Y > 0, DY, DY * (Y + 1)), "sigmoid": DY * Y * (1 - Y), "tanh": DY * (1 - Y * Y)}[name]
+             "elu": np.where(Y > 0, DY, DY * (Y + 1)), "sigmoid": DY * Y * (1 - Y), "tanh": DY * (1 - Y * Y),
+             "sqrt": DY / 2 / np.where(Y == 0, 1, Y), "reciprocal": -DY * Y * Y}[name]
     bound = np.abs(exact) * (ROUNDINGS[name] + 1 / 100)
     if name == "tanh" and isa == "baseline":
         bound = bound + np.abs(DY) * Y * Y * 1.01
     assert (np.abs(backward(name, y, dy) - exact) <= bound * unit_roundoff(dtype)).all()
 
 
-@pytest.mark.parametrize("name", sorted(ROUNDINGS))
+@pytest.mark.parametrize("name", sorted(set(ROUNDINGS) - {"sqrt"}))
 def test_derivative_at_zero_and_at_nan(isa, dtype, name):
     """ReLU'(0) = 0, of either zero. NaN in the gradient stays NaN, but where a ReLU is off. At NaN itself ReLU has slope 1 and LeakyReLU its
     slope, as in PyTorch; the others have NaN."""
@@ -186,17 +190,28 @@ def test_derivative_at_zero_and_at_nan(isa, dtype, name):
     dy = np.array([3.0, 3.0, 3.0, np.nan, np.nan, np.inf, np.nan], dtype)
     actual = backward(name, y, dy)
     slope = np.array(SLOPE, dtype) * dy[0]
-    at_zero = {"identity": 3, "relu": 0, "leaky_relu": slope, "exp": 0, "elu": 3, "sigmoid": 0, "tanh": 3}[name]
+    at_zero = {"identity": 3, "relu": 0, "leaky_relu": slope, "exp": 0, "elu": 3, "sigmoid": 0, "tanh": 3, "reciprocal": 0}[name]
     at_nan = {"identity": 3, "relu": 3, "leaky_relu": slope}.get(name, np.nan)
     assert np.array_equal(actual[:3], np.array([at_zero, at_zero, at_nan], dtype), equal_nan=True)
-    assert np.isnan(actual[3:5]).all() and actual[5] == np.inf
+    assert np.isnan(actual[3:5]).all() and actual[5] == (-np.inf if name == "reciprocal" else np.inf)
     assert actual[6] == 0 if name == "relu" else np.isnan(actual[6])
+
+
+@pytest.mark.parametrize("name", ["log", "sin", "cos", "square"])
+def test_other_derivatives_taken_at_the_input_are_their_formulas(isa, dtype, rng, name):
+    """dy f'(x): three roundings, and those of the function"""
+    x = rng.uniform(0.1, 4, 1001).astype(dtype)
+    dy = rng.standard_normal(x.size).astype(dtype)
+    wide = np.longdouble if dtype == "float64" else np.float64
+    X, DY = x.astype(wide), dy.astype(wide)
+    exact = DY * {"log": lambda: 1 / X, "sin": lambda: np.cos(X), "cos": lambda: -np.sin(X), "square": lambda: 2 * X}[name]()
+    assert (np.abs(backward(name, x, dy) - exact) <= np.abs(exact) * (3 + 2 * elementwise_ulp(name)) * unit_roundoff(dtype)).all()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nan_stays_nan_and_comes_from_nowhere(isa, dtype, name):
     x = np.concatenate([points(dtype), SWEEP.astype(dtype)])
-    assert np.array_equal(np.isnan(forward(name, x)), np.isnan(x))
+    assert np.array_equal(np.isnan(forward(name, x)), np.isnan(x) | OUTSIDE.get(name, np.isnan)(x))
 
 
 # --- order, symmetry, range ---------------------------------------------------------------------------------------------

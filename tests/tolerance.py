@@ -25,7 +25,7 @@ def gauge_bound(dtype, k):
 
 # Largest error in ULP against the exact value; research/reliability.md, N6. elu is expm1, which has log1p's goal.
 _ULP = {"exp": 1, "log": 1, "relu": 0, "leaky_relu": 0.5, "identity": 0, "tanh": 2, "sigmoid": 2, "softplus": 2,
-        "elu": 2, "gelu": 4, "silu": 4, "loss": 4, "sgd": 1}
+        "elu": 2, "sin": 1, "cos": 1, "sqrt": 0.5, "reciprocal": 0.5, "square": 0.5, "gelu": 4, "silu": 4, "loss": 4, "sgd": 1}
 
 
 def elementwise_ulp(name):

@@ -107,7 +107,7 @@ def check_gradients(model: Any, loss: Any, x: ArrayLike, y: ArrayLike, *, step: 
     x, y    a batch as for `forward` and the loss; a few rows suffice
     step, tolerance    > 0 and finite
 
-    A row per parameter and one named "input". Raises what `forward` and the loss raise for bad input, ValueError for a
+    A row per parameter and one named "input", or "input 0", "input 1", ... Raises what `forward` and the loss raise for bad input, ValueError for a
     loss that is not finite here, TypeError for a loss without `value_and_grad`.
     """
     for name, value in (("step", step), ("tolerance", tolerance)):
@@ -119,16 +119,17 @@ def check_gradients(model: Any, loss: Any, x: ArrayLike, y: ArrayLike, *, step: 
     at_start, dout = loss.value_and_grad(model.forward(x, training=False), y)  # x as it came: forward judges it
     if not math.isfinite(at_start):
         raise ValueError(f"loss must be finite where gradients are checked, got {at_start}")
-    dx = np.array(model.backward(dout))
+    dx = model.backward(dout)
     gradients = {name: np.array(gradient) for name, gradient in model.gradients.items()}
-    inputs = np.array(x, dtype=np.float64)  # a copy, to be perturbed
+    several = isinstance(dx, list)
+    inputs: Any = [np.array(part, np.float64) for part in x] if several else np.array(x, np.float64)  # copies, to be perturbed
 
     def value() -> float:
         return float(loss.value_and_grad(model.forward(inputs, training=False), y)[0])
 
     checked = [(name, model.parameters[name], gradient) for name, gradient in gradients.items()]
-    rows = [_row(name, array, gradient, value, float(at_start), step, tolerance)
-            for name, array, gradient in [*checked, ("input", inputs, dx)]]
+    checked += [(f"input {i}", part, dpart) for i, (part, dpart) in enumerate(zip(inputs, dx, strict=True))] if several else [("input", inputs, dx)]
+    rows = [_row(name, array, gradient, value, float(at_start), step, tolerance) for name, array, gradient in checked]
     return GradientReport(tuple(rows), step, tolerance)
 
 

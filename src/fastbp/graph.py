@@ -6,16 +6,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _core, arrays, compiler, init
+from . import _core, arrays, compiler
 from .compiler import Node
 from .runtime import InUse
+from .symbols import KINDS, Concat, Input, Layer, Pick, Symbol, Transposed
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -23,42 +26,50 @@ if TYPE_CHECKING:
     from .training import History
 
 
-class Layer:
-    """A description of one step of a computation. It holds hyper-parameters and no arrays; a model gives it parameters.
-
-    For the compiler a layer is its `operation`: "dense" (with in_features, out_features, bias, init), "activation" (elementwise), "softmax",
-    "dropout" (probability alpha) or "identity". An activation names its kernel in `function` and its parameter in `alpha`;
-    `derivative_from` says whether f' comes from the output (then it fuses into the layer before it) or needs the input kept.
-    """
-
-    operation: str
-    function = "identity"
-    alpha = 0.0
-    derivative_from = "output"
-
-    def width(self, inputs: int | None) -> int | None:
-        """Output features for `inputs` features; None while they are unknown. ValueError when the layer cannot take them."""
-        return inputs
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain data."""
-        return {}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config().items())})"
-
-
 PROGRAMS_KEPT = 8
-KINDS: dict[str, type[Layer]] = {}   # what a model file may name; filled by layers.py
 
 
 class Model:
-    """A graph with parameters. Made by its subclasses; not safe for simultaneous training from several threads (RuntimeError), safe for
-    simultaneous `predict`."""
+    """A graph with parameters, from the symbols given to it to the symbols that come out.
 
-    def __init__(self, nodes: list[Node], names: Mapping[Layer, str], dtype: Any, seed: Any):
+    x = fb.Input(8); h = fb.ReLU()(fb.Linear(8, 8)(x)); model = fb.Model(inputs=x, outputs=fb.Linear(8, 1)(h + x))
+
+    inputs, outputs: one symbol or a list; with a list `predict`, `forward` and `backward` take and return lists. dtype "float32" or "float64";
+    seed: int, numpy Generator or None, for initial parameters and dropout. A layer used twice shares its parameters, and their gradient is the sum
+    (MATH.md §1). Not safe for simultaneous training from several threads (RuntimeError), safe for simultaneous `predict`. Raises TypeError for what
+    is no symbol, ValueError for inputs that are missing, unused or given twice and for names given twice, MemoryError for sizes that cannot be had.
+    """
+
+    def __init__(self, inputs: Symbol | Sequence[Symbol], outputs: Symbol | Sequence[Symbol], *, dtype: Any = "float32", seed: Any = None):
+        given, wanted = _symbols("inputs", inputs), _symbols("outputs", outputs)
+        order = _needed(given, wanted)
+        self._lists = not isinstance(inputs, Symbol), not isinstance(outputs, Symbol)   # whether several are taken, given
+        self._outputs = wanted
+        self._output_widths = [symbol.width for symbol in wanted]
+        self._symbols = [*given, *(symbol for symbol in order if symbol not in given)]
+        input_widths = [symbol.width for symbol in given]
+
+        nodes, place = [Node(None, (), sum(input_widths))], {}   # all inputs are columns of one
+        for symbol, at in zip(given, itertools.accumulate(input_widths, initial=0)):
+            place[symbol] = 0
+            if len(given) > 1:
+                place[symbol] = len(nodes)
+                nodes.append(Node(Pick(at, symbol.width), (0,), symbol.width))
+        for symbol in self._symbols[len(given) :]:
+            place[symbol] = len(nodes)
+            nodes.append(Node(symbol.layer, tuple(place[read] for read in symbol.reads), symbol.width))
+        self._place, self._input_widths = place, input_widths
+        output = place[wanted[0]]
+        if len(wanted) > 1:
+            output = len(nodes)
+            nodes.append(Node(Concat(), tuple(place[symbol] for symbol in wanted), sum(self._output_widths)))
+        self._set_up(nodes, output, _name_layers(symbol.layer for symbol in self._symbols if symbol.layer is not None), dtype, seed)
+        for source in dict.fromkeys(symbol.source for symbol in self._symbols if symbol.source is not None):
+            self._copy_parameters(source)
+
+    def _set_up(self, nodes: list[Node], output: int, names: Mapping[Layer, str], dtype: Any, seed: Any) -> None:
         self.nodes = tuple(nodes)
-        self.output = len(nodes) - 1
+        self.output = output
         self._names = dict(names)
         self._dtype = arrays.dtype_of(dtype)
         rng = arrays.generator(seed)
@@ -66,33 +77,34 @@ class Model:
         self.steps = 0   # training passes made: what dropout's bits depend on beside the seed
         self.optimizer: Optimizer | None = None   # the one of the running fit
         self._lay_out()
-        self._initialise(rng)
+        views = self.views(self._flat_parameters)
+        for layer, name in self._names.items():
+            for part in layer.shapes():
+                views[_full_name(name, part)][...] = layer.initial(part, rng)
         self._reset()
 
     def _lay_out(self) -> None:
         """Offsets of every parameter in the flat arrays, and the arrays."""
         unit = arrays.ALIGNMENT // self._dtype.itemsize
         self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}   # name -> offset, shape
-        self._places: dict[Layer, tuple[int, int]] = {}
+        self._places: dict[Layer, tuple[int, int]] = {}   # layer -> offsets of its weight and its bias, -1: none
         size = 0
         for layer, name in self._names.items():
-            offsets = []
-            for part, shape in (("weight", (layer.out_features, layer.in_features)), ("bias", (layer.out_features,) if layer.bias else None)):
-                offsets.append(-1 if shape is None else size)
-                if shape is not None:
-                    self._shapes[f"{name}.{part}"] = size, shape
-                    size += -(-int(np.prod(shape, dtype=object)) // unit) * unit
-            self._places[layer] = offsets[0], offsets[1]
+            at = {}
+            for part, shape in layer.shapes().items():
+                at[part] = size
+                self._shapes[_full_name(name, part)] = size, shape
+                size += -(-int(np.prod(shape, dtype=object)) // unit) * unit
+            weight = self._places[layer.base][0] if isinstance(layer, Transposed) else at.get("weight", at.get("", -1))
+            self._places[layer] = weight, at.get("bias", -1)
         self._flat_parameters = arrays.aligned_zeros(size, self._dtype)
         self._flat_gradients = arrays.aligned_zeros(size, self._dtype)
 
-    def _initialise(self, rng: np.random.Generator) -> None:
-        views = self.views(self._flat_parameters)
+    def _copy_parameters(self, other: Model) -> None:
+        """Takes the values of the layers that both have."""
         for layer, name in self._names.items():
-            shape = layer.out_features, layer.in_features
-            views[f"{name}.weight"][...] = init.weight(layer.init, rng, shape)
-            if layer.bias:
-                views[f"{name}.bias"][...] = init.bias(layer.init, rng, shape[:1], layer.in_features)
+            for part in layer.shapes() if layer in other._names else ():
+                self._parameters[_full_name(name, part)][...] = other._parameters[_full_name(other._names[layer], part)]
 
     def _reset(self) -> None:
         """What is derived or belongs to this process: programs, views, marks."""
@@ -106,16 +118,27 @@ class Model:
         self._stepper: _core.Program | None = None     # what forward used last
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = {"in_use", "_programs", "workspace", "_pending", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients"}
-        return {key: value for key, value in self.__dict__.items() if key not in derived} | {"optimizer": None}
+        derived = {"in_use", "_programs", "workspace", "_pending", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients", "_place"}
+        number = {symbol: i for i, symbol in enumerate(self._symbols)}   # numbers instead of references: graphs may be deep
+        flat = {"_symbols": [(symbol.layer, [number[read] for read in symbol.reads], symbol.width, self._place[symbol]) for symbol in self._symbols],
+                "_outputs": [number[symbol] for symbol in self._outputs]}
+        return {key: value for key, value in self.__dict__.items() if key not in derived} | flat | {"optimizer": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self._restore(state)
         parameters = self._flat_parameters
         self._flat_parameters = arrays.aligned_zeros(parameters.size, self._dtype)
         self._flat_parameters[...] = parameters
         self._flat_gradients = arrays.aligned_zeros(parameters.size, self._dtype)
         self._reset()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._symbols, self._place = [], {}
+        for layer, reads, width, place in state["_symbols"]:
+            self._symbols.append(Symbol(layer, tuple(self._symbols[read] for read in reads), width))
+            self._place[self._symbols[-1]] = place
+        self._outputs = [self._symbols[i] for i in state["_outputs"]]
 
     # ---- shapes and parameters -----------------------------------------------------------------------------------------------------------
 
@@ -128,6 +151,27 @@ class Model:
     def inputs(self) -> int | None:
         """Features of the input; None when no layer fixes them."""
         return self.nodes[0].width or None
+
+    def matrix(self, name: str, x: Any) -> np.ndarray:
+        """The input as one matrix (B, in) of the model's dtype: several inputs side by side. Raises as arrays.matrix, and for lists that do not fit."""
+        if not self._lists[0]:
+            return arrays.matrix(name, x, self._dtype, columns=self.inputs)
+        if not isinstance(x, list | tuple) or len(x) != len(self._input_widths):
+            raise ValueError(f"{name} must be a list of {len(self._input_widths)} matrices, got {arrays.describe(x)}")
+        parts = [arrays.matrix(f"{name}[{i}]", part, self._dtype, columns=width) for i, (part, width) in enumerate(zip(x, self._input_widths, strict=True))]
+        for i, part in enumerate(parts):
+            if len(part) != len(parts[0]):
+                raise ValueError(f"{name}[{i}] must have as many rows as {name}[0], {len(parts[0])}, got {len(part)}")
+        return np.ascontiguousarray(np.hstack(parts)) if len(parts) > 1 else parts[0]
+
+    def _apart(self, matrix: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+        """Columns of several outputs, or inputs, as arrays of their own."""
+        return [np.ascontiguousarray(part) for part in np.split(matrix, np.cumsum(widths)[:-1], axis=1)]
+
+    @property
+    def several_outputs(self) -> bool:
+        """Whether the model was made with a list of outputs."""
+        return self._lists[1]
 
     def output_width(self, inputs: int) -> int:
         """Features of the output for this many of the input."""
@@ -193,12 +237,31 @@ class Model:
         other = object.__new__(type(self))
         state = self.__getstate__()
         values = self.state_dict()
-        other.__dict__.update(state)
+        other._restore(state)
         other._dtype = arrays.dtype_of(dtype)
         other._lay_out()
         other._reset()
         other.load_state_dict(values)
         return other
+
+    def __call__(self, node: Symbol | Sequence[Symbol]) -> Any:
+        """The symbols of this model's outputs for other symbols as inputs: its layers, shared. A model made of them begins with this one's
+        present parameters and has its own."""
+        given = _symbols("node", node)
+        if [symbol.width for symbol in given] != self._input_widths:
+            raise ValueError(f"node must have the features {self._input_widths} of the model's inputs, got {[symbol.width for symbol in given]}")
+        made: list[Symbol] = []   # one per node of this model
+        picks = iter(given)
+        for i, node_ in enumerate(self.nodes):
+            if i == 0:
+                made.append(given[0])
+            elif isinstance(node_.layer, Pick):
+                made.append(next(picks))
+            else:
+                made.append(Symbol(node_.layer, tuple(made[read] for read in node_.reads), node_.width, source=self))
+        if not self._lists[1]:
+            return made[self.output]
+        return [made[read] for read in self.nodes[self.output].reads] if len(self._output_widths) > 1 else [made[self.output]]
 
     # ---- running -------------------------------------------------------------------------------------------------------------------------
 
@@ -216,25 +279,39 @@ class Model:
                 places=self._places, parameters=self._flat_parameters.size, input_gradient=input_gradient)
         return self._programs[key]
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: Any, outputs: Symbol | Sequence[Symbol] | None = None) -> Any:
         """f(x): (B, in) -> (B, out), in evaluation mode, without keeping anything; a fresh array. NaN and infinities propagate.
 
-        Row i of the result does not depend on the other rows, bit for bit. Safe from several threads at once. ValueError or TypeError for an x
-        that is not a matrix of numbers of the right width.
+        outputs: other nodes of the graph to compute instead, one or a list; only what they need is computed. Row i of the result does not depend on the other rows, bit for bit. Safe from several threads at once. ValueError or TypeError for an x
+        that is not a matrix of numbers of the right width, and for outputs that are no nodes of this model.
         """
+        if outputs is not None:
+            return self._predict_nodes(x, outputs)
         if self._predictor is not None:
             out = self._predictor.predict(x, self._flat_parameters)
             if out is not None:
                 return out
-        x = arrays.matrix("x", x, self._dtype, columns=self.inputs)
+        x = self.matrix("x", x)
         predictor = self._predictor
         if predictor is None or predictor.inputs != x.shape[1]:
-            predictor = self._predictor = self.compile(capacity=compiler.PREDICT_ROWS, training=False, inputs=x.shape[1])
-        return predictor.predict(x, self._flat_parameters)
+            predictor = self.compile(capacity=compiler.PREDICT_ROWS, training=False, inputs=x.shape[1])
+            if self._lists == (False, False):
+                self._predictor = predictor   # arrays go to it at once
+        out = predictor.predict(x, self._flat_parameters)
+        return self._apart(out, self._output_widths) if self._lists[1] else out
 
-    def forward(self, x: Any, training: bool = True) -> np.ndarray:
+    def _predict_nodes(self, x: Any, outputs: Symbol | Sequence[Symbol]) -> Any:
+        x, results = self.matrix("x", x), []
+        for symbol in _symbols("outputs", outputs):
+            if symbol not in self._place:
+                raise ValueError(f"outputs: {symbol!r} is not a node of this model")
+            program = self.compile(capacity=compiler.PREDICT_ROWS, training=False, inputs=x.shape[1], output=self._place[symbol])
+            results.append(program.predict(x, self._flat_parameters))
+        return results[0] if isinstance(outputs, Symbol) else results
+
+    def forward(self, x: Any, training: bool = True) -> Any:
         """f(x) as a fresh array, keeping what `backward` needs. `training` switches dropout on."""
-        x = arrays.matrix("x", x, self._dtype, columns=self.inputs)
+        x = self.matrix("x", x)
         training = arrays.flag("training", training)
         program = self._stepper
         if program is None or program.inputs != x.shape[1] or program.capacity < len(x):
@@ -243,9 +320,9 @@ class Model:
         self._pending = program
         self._pending_shape = out.shape
         self.steps += training
-        return out
+        return self._apart(out, self._output_widths) if self._lists[1] else out
 
-    def backward(self, dout: Any) -> np.ndarray:
+    def backward(self, dout: Any) -> Any:
         """Fills `gradients` from dL/df (B, out) of the last `forward` (equations BP1 to BP4); returns dL/dx (B, in), fresh.
 
         Overwrites: there is nothing to zero. RuntimeError without a forward, or after the parameters were stepped.
@@ -253,8 +330,29 @@ class Model:
         if self._pending is None:
             raise RuntimeError("backward needs a forward before it (and no step in between)")
         rows, columns = self._pending_shape
+        if self._lists[1]:
+            if not isinstance(dout, list | tuple) or len(dout) != len(self._output_widths):
+                raise ValueError(f"dout must be a list of {len(self._output_widths)} matrices, got {arrays.describe(dout)}")
+            dout = np.hstack([arrays.matrix(f"dout[{i}]", part, self._dtype, columns=width, rows=rows)
+                              for i, (part, width) in enumerate(zip(dout, self._output_widths, strict=True))])
         dout = arrays.matrix("dout", dout, self._dtype, columns=columns, rows=rows)
-        return self._pending.backward(self._flat_parameters, self._flat_gradients, dout)
+        dx = self._pending.backward(self._flat_parameters, self._flat_gradients, dout)
+        return self._apart(dx, self._input_widths) if self._lists[0] else dx
+
+    def jacobian(self, x: Any) -> np.ndarray:
+        """d f(x)_o / d x_i for every row: (B, out, in), in evaluation mode, by one backward pass per output. `gradients` stay as they are. With
+        several inputs or outputs their features count one after the other (MATH.md S5, S6)."""
+        x = self.matrix("x", x)
+        program = self.compile(capacity=max(len(x), 1), training=True, inputs=x.shape[1], input_gradient=True)
+        self._pending = None
+        program.forward(self._flat_parameters, x, False, self.seed, self.steps)
+        gradients = arrays.aligned_zeros(self._flat_parameters.size, self._dtype)
+        result = np.empty((len(x), program.outputs, x.shape[1]), self._dtype)
+        for o in range(program.outputs):
+            dout = np.zeros((len(x), program.outputs), self._dtype)
+            dout[:, o] = 1
+            result[:, o] = program.backward(self._flat_parameters, gradients, dout)
+        return result
 
     def fit(self, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: int = 1, batch_size: int = 32, shuffle: bool = True, seed: Any = None,
             sample_weight: Any = None, validation_data: Any = None, metrics: Iterable[str | Callable[..., float]] = (), callbacks: Iterable[Any] = (),
@@ -289,6 +387,108 @@ class Model:
         io.save(self, path)
 
 
+    def config(self) -> dict[str, Any]:
+        """Architecture and state beside the parameters, as plain data: what a model file holds."""
+        layers = list(dict.fromkeys(layer.base if isinstance(layer, Transposed) else layer for layer in self._layers()))
+        layers += [layer for layer in dict.fromkeys(self._layers()) if layer not in layers]
+        described = [{"kind": type(layer).__name__} | layer.config() | ({"base": layers.index(layer.base)} if isinstance(layer, Transposed) else {})
+                     for layer in layers]
+        number = {symbol: i for i, symbol in enumerate(self._symbols)}
+        inputs = len(self._input_widths)
+        return {"kind": "Model", "dtype": self.dtype.name, "seed": self.seed, "steps": self.steps, "inputs": self._input_widths, "layers": described,
+                "lists": list(self._lists),
+                "nodes": [[layers.index(symbol.layer), [number[read] for read in symbol.reads]] for symbol in self._symbols[inputs:]],
+                "outputs": [number[symbol] for symbol in self._outputs]}
+
+    def _layers(self) -> list[Layer]:
+        return [symbol.layer for symbol in self._symbols if symbol.layer is not None]
+
+    def summary(self) -> str:
+        """A table of nodes, what they read, their shapes and parameter counts."""
+        number, counted, rows = {symbol: i for i, symbol in enumerate(self._symbols)}, set(), []
+        for i, symbol in enumerate(self._symbols):
+            own = 0
+            if symbol.layer in self._names and symbol.layer not in counted:
+                counted.add(symbol.layer)
+                own = sum(math.prod(shape) for shape in symbol.layer.shapes().values())
+            rows.append((str(i), "Input" if symbol.layer is None else self._names.get(symbol.layer) or repr(symbol.layer),
+                         " ".join(str(number[read]) for read in symbol.reads), f"(B, {symbol.width})", f"{own:,}" if own else ""))
+        return _table(self, ("", "node", "reads", "output", "parameters"), rows, f"Model, {self.dtype.name}, inputs {self._input_widths}")
+
+    def __repr__(self) -> str:
+        return f"Model(inputs={self._input_widths}, outputs={self._output_widths}, {len(self._symbols)} nodes, dtype={self.dtype.name!r})"
+
+
+def _table(model: Model, header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
+    """Text: title, columns of which the first and the last are numbers, the count of parameters."""
+    widths = [max(len(row[c]) for row in (header, *rows)) for c in range(len(header))]
+    count = sum(math.prod(shape) for _, shape in model._shapes.values())
+    size = count * model.dtype.itemsize
+    human = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+
+    def line(row: Sequence[str]) -> str:
+        cells = (f"{cell:>{width}}" if c in (0, len(row) - 1) else f"{cell:<{width}}" for c, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([title, line(header), *map(line, rows), f"{count:,} parameters, {human}"])
+
+
+def _full_name(name: str, part: str) -> str:
+    return f"{name}.{part}" if part else name
+
+
+def _symbols(name: str, value: Symbol | Sequence[Symbol]) -> list[Symbol]:
+    """One symbol or several, as a list."""
+    symbols = [value] if isinstance(value, Symbol) else list(value) if isinstance(value, list | tuple) else None
+    if symbols is None or not all(isinstance(symbol, Symbol) for symbol in symbols):
+        raise TypeError(f"{name} must be a node such as fb.Input(8), or a list of nodes, got {arrays.describe(value)}")
+    if not symbols:
+        raise ValueError(f"{name} must hold at least one node, got none")
+    return symbols
+
+
+def _needed(inputs: list[Symbol], outputs: list[Symbol]) -> list[Symbol]:
+    """The symbols that the outputs need, in topological order; ValueError for inputs that are no inputs, missing, unused or given twice."""
+    for symbol in inputs:
+        if symbol.layer is not None:
+            raise ValueError(f"inputs: {symbol!r} is computed, not an fb.Input")
+    if len(set(inputs)) < len(inputs):
+        raise ValueError("inputs: a node stands twice")
+    found, pending = set(), list(outputs)
+    while pending:
+        symbol = pending.pop()
+        if symbol not in found:
+            found.add(symbol)
+            pending.extend(symbol.reads)
+    order = sorted(found, key=lambda symbol: symbol.serial)
+    for symbol in order:
+        if symbol.layer is None and symbol not in inputs:
+            raise ValueError(f"inputs must hold every input that the outputs need: {symbol!r} is missing")
+    for symbol in inputs:
+        if symbol not in found:
+            raise ValueError(f"inputs: no output needs {symbol!r}")
+    return order
+
+
+def _name_layers(layers: Iterable[Layer]) -> dict[Layer, str]:
+    """The name of every layer with parameters: its own, else its kind and a number in order of first mention."""
+    names: dict[Layer, str] = {}
+    counts: dict[str, int] = {}
+    for layer in layers:
+        for item in ([layer.base] if isinstance(layer, Transposed) else []) + [layer]:
+            if item in names or not (item.shapes() or isinstance(item, Transposed)):
+                continue
+            kind = "parameter" if item.operation == "parameter" else "linear"
+            name = item.name
+            if name is None:
+                name = f"{kind}_{counts.get(kind, 0)}"
+                counts[kind] = counts.get(kind, 0) + 1
+            if name in names.values():
+                raise ValueError(f"name: two layers are called {name!r}")
+            names[item] = name
+    return names
+
+
 class Sequential(Model):
     """A chain: the output of each layer is the input of the next.
 
@@ -315,33 +515,33 @@ class Sequential(Model):
             except ValueError as error:
                 raise ValueError(f"layer {i} does not fit the layer before it: {error}") from None
             nodes.append(Node(item, (i,), width or 0))
-            if item.operation == "dense":
-                names.setdefault(item, str(i))
-        super().__init__(nodes, names, dtype, seed)
+            if isinstance(item, Transposed) and item.base not in names:
+                raise ValueError(f"layer {i} is the transpose of a layer that does not stand before it")
+            if item.shapes() or isinstance(item, Transposed):
+                names.setdefault(item, item.name or str(i))
+        if len(set(names.values())) < len(names):
+            raise ValueError(f"name: two layers are called the same, got {', '.join(names.values())}")
+        self._lists, self._input_widths, self._output_widths = (False, False), [nodes[0].width], [nodes[-1].width]
+        self._symbols, self._outputs, self._place = [], [], {}   # nobody has seen any
+        self._set_up(nodes, len(nodes) - 1, names, dtype, seed)
 
     def config(self) -> dict[str, Any]:
         """Architecture and state beside the parameters, as plain data: what a model file holds."""
         shared = {id(item): i for i, item in reversed(list(enumerate(self.layers)))}
         return {"kind": "Sequential", "dtype": self.dtype.name, "seed": self.seed, "steps": self.steps,
-                "layers": [{"kind": type(item).__name__} | item.config() | ({"same_as": shared[id(item)]} if shared[id(item)] != i else {})
+                "layers": [{"kind": type(item).__name__} | item.config() | ({"base": shared[id(item.base)]} if isinstance(item, Transposed) else {})
+                           | ({"same_as": shared[id(item)]} if shared[id(item)] != i else {})
                            for i, item in enumerate(self.layers)]}
 
     def summary(self) -> str:
         """A table of layers, output shapes and parameter counts."""
         rows = []
         for i, (item, node) in enumerate(zip(self.layers, self.nodes[1:], strict=True)):
-            own = {name: shape for name, (_, shape) in self._shapes.items() if name.split(".")[0] == str(i)}
+            own = {name: shape for name, (_, shape) in self._shapes.items() if name.split(".")[0] == (item.name or str(i))}
             arguments = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in item.config().values()
                                   if isinstance(value, float)) if item.operation != "dense" else f"{item.in_features}, {item.out_features}"
             rows.append((str(i), f"{type(item).__name__}({arguments})", f"(B, {node.width or 'in'})", f"{sum(int(np.prod(s)) for s in own.values()):,}" if own else ""))
-        header = ("", "layer", "output", "parameters")
-        widths = [max(len(row[c]) for row in (header, *rows)) for c in range(4)]
-        line = lambda row: f"{row[0]:>{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:>{widths[3]}}".rstrip()
-        count = sum(int(np.prod(shape)) for _, shape in self._shapes.values())
-        size = count * self.dtype.itemsize
-        human = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
-        return "\n".join([f"Sequential, {self.dtype.name}, {self.inputs or 'any number of'} features in", line(header), *map(line, rows),
-                          f"{count:,} parameters, {human}"])
+        return _table(self, ("", "layer", "output", "parameters"), rows, f"Sequential, {self.dtype.name}, {self.inputs or 'any number of'} features in")
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))}, dtype={self.dtype.name!r})"
@@ -349,21 +549,57 @@ class Sequential(Model):
 
 def model_from_config(config: Mapping[str, Any]) -> Model:
     """The model that `config()` describes, with initial parameters. ValueError for an unknown kind, TypeError and ValueError as the constructors."""
-    if config.get("kind") != "Sequential":
-        raise ValueError(f"kind must be 'Sequential', got {config.get('kind')!r}")
-    chain: list[Layer] = []
-    for item in config["layers"]:
-        arguments = dict(item)
-        kind, same_as = arguments.pop("kind"), arguments.pop("same_as", None)
-        if same_as is not None:
-            chain.append(chain[arrays.integer("same_as", same_as, least=0)])
-            continue
-        if kind not in KINDS:
-            raise ValueError(f"layer kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        chain.append(KINDS[kind](**arguments))
-    model = Sequential(*chain, dtype=config["dtype"], seed=0)
+    makers = {"Sequential": _sequential_from_config, "Model": _graph_from_config}
+    if config.get("kind") not in makers:
+        raise ValueError(f"kind must be one of {', '.join(makers)}, got {config.get('kind')!r}")
+    model = makers[config["kind"]](config)
     model.seed, model.steps = _counter("seed", config["seed"]), _counter("steps", config["steps"])
     return model
+
+
+def _layer_from_config(item: Mapping[str, Any], layers: Sequence[Layer]) -> Layer:
+    arguments = dict(item)
+    kind = arguments.pop("kind")
+    if kind not in KINDS:
+        raise ValueError(f"layer kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if "base" in arguments:
+        arguments["base"] = layers[arrays.integer("base", arguments["base"], least=0)]
+    return KINDS[kind](**arguments)
+
+
+def _sequential_from_config(config: Mapping[str, Any]) -> Model:
+    chain: list[Layer] = []
+    for item in config["layers"]:
+        if (same_as := item.get("same_as")) is not None:
+            chain.append(chain[arrays.integer("same_as", same_as, least=0)])
+            continue
+        chain.append(_layer_from_config({key: value for key, value in item.items() if key != "same_as"}, chain))
+    return Sequential(*chain, dtype=config["dtype"], seed=0)
+
+
+def _graph_from_config(config: Mapping[str, Any]) -> Model:
+    layers: list[Layer] = []
+    for item in config["layers"]:
+        layers.append(_layer_from_config(item, layers))
+    inputs = [Input(width) for width in config["inputs"]]
+    symbols = list(inputs)
+    for index, reads in config["nodes"]:
+        layer, read = layers[arrays.integer("layer", index, least=0)], tuple(symbols[arrays.integer("read", i, least=0)] for i in reads)
+        widths = [symbol.width for symbol in read]
+        arity = {"binary": 2, "parameter": 0}.get(layer.operation, 1)
+        if (len(read) != arity and layer.operation != "concat") or (layer.operation == "binary" and widths[0] != widths[1]):
+            raise ValueError(f"{layer!r} cannot read {len(read)} nodes of {widths} features")
+        if layer.operation == "concat":
+            symbols.append(Symbol(layer, read, sum(widths)))
+        elif layer.operation == "binary":
+            symbols.append(Symbol(layer, read, widths[0]))
+        elif layer.operation == "parameter":
+            symbols.append(Symbol(layer, (), math.prod(layer.shapes()[""])))
+        else:
+            symbols.append(layer(read[0]))
+    outputs = [symbols[arrays.integer("output", i, least=0)] for i in config["outputs"]]
+    lists = [arrays.flag("lists", several) for several in config["lists"]]
+    return Model(inputs if lists[0] else inputs[0], outputs if lists[1] else outputs[0], dtype=config["dtype"], seed=0)
 
 
 def _counter(name: str, value: Any) -> int:

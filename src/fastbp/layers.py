@@ -1,4 +1,4 @@
-"""Layers: descriptions of what a network computes (see graph.Layer).
+"""Layers: descriptions of what a network computes (see symbols.Layer), and functions on symbols.
 
 Examples are rows: x (B, in) -> (B, out). Names, defaults and formulas are those of torch.nn.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from . import arrays, init as initialisers
-from .graph import KINDS, Layer
+from .symbols import KINDS, Layer, Symbol, Transposed, named
 
 
 class Linear(Layer):
     """y = x wᵀ + b        x (B, in_features)  w (out_features, in_features)  b (out_features,)
 
     init: "default" (U(±1/√in) for weight and bias, as torch.nn.Linear), "xavier_uniform", "xavier_normal", "kaiming_uniform",
-    "kaiming_normal", "zeros", or a callable(rng, shape) -> array; see fastbp.init. Backward (MATH.md BP2-BP4):
-    dx = dy w, db = 1ᵀ dy, dw = dyᵀ x.
+    "kaiming_normal", "zeros", or a callable(rng, shape) -> array; see fastbp.init. name: what its parameters are called in a model, before
+    ".weight" and ".bias". Backward (MATH.md BP2-BP4): dx = dy w, db = 1ᵀ dy, dw = dyᵀ x.
 
     Raises TypeError for features that are not integers or a bias that is not a bool, ValueError for features below 1 and
     unknown initialisers.
@@ -24,12 +24,30 @@ class Linear(Layer):
 
     operation = "dense"
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, init: initialisers.Initialiser = "default"):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, init: initialisers.Initialiser = "default",
+                 name: str | None = None):
         self.in_features = arrays.integer("in_features", in_features, least=1)
         self.out_features = arrays.integer("out_features", out_features, least=1)
         self.bias = arrays.flag("bias", bias)
         initialisers.validate(init)
         self.init = init
+        self.name = named(name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        weight = {"weight": (self.out_features, self.in_features)}
+        return weight | {"bias": (self.out_features,)} if self.bias else weight
+
+    def initial(self, part: str, rng: np.random.Generator) -> Any:
+        if part == "weight":
+            return initialisers.weight(self.init, rng, (self.out_features, self.in_features))
+        return initialisers.bias(self.init, rng, (self.out_features,), self.in_features)
+
+    def __getstate__(self) -> dict[str, Any]:   # a function is no data; the weights it drew are kept by the models
+        return self.__dict__ | ({"init": "default"} if callable(self.init) else {})
+
+    def transpose(self, bias: bool = True, name: str | None = None) -> Transposed:
+        """A layer of out_features to in_features features that shares this one's weight transposed, with a bias of its own: y = x w + b."""
+        return Transposed(self, bias, name)
 
     def width(self, inputs: int | None) -> int:
         if inputs is not None and inputs != self.in_features:
@@ -37,9 +55,9 @@ class Linear(Layer):
         return self.out_features
 
     def config(self) -> dict[str, Any]:
-        named = isinstance(self.init, str)   # a function is no data; the weights it drew are saved anyway
+        by_name = isinstance(self.init, str)   # a function is no data; the weights it drew are saved anyway
         return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.bias,
-                "init": self.init if named else "default"}
+                "init": self.init if by_name else "default"} | ({"name": self.name} if self.name else {})
 
 
 class Identity(Layer):
@@ -114,6 +132,52 @@ class ELU(Activation):
     alpha = 1.0
 
 
+class Exp(Activation):
+    """y = eˣ; y' = y."""
+
+    function = "exp"
+
+
+class Log(Activation):
+    """y = log x; y' = 1/x."""
+
+    function = "log"
+    derivative_from = "input"
+
+
+class Sin(Activation):
+    """y = sin x; y' = cos x."""
+
+    function = "sin"
+    derivative_from = "input"
+
+
+class Cos(Activation):
+    """y = cos x; y' = -sin x."""
+
+    function = "cos"
+    derivative_from = "input"
+
+
+class Square(Activation):
+    """y = x²; y' = 2x."""
+
+    function = "square"
+    derivative_from = "input"
+
+
+class Sqrt(Activation):
+    """y = √x; y' = 1/(2y)."""
+
+    function = "sqrt"
+
+
+class Reciprocal(Activation):
+    """y = 1/x; y' = -y²."""
+
+    function = "reciprocal"
+
+
 class Softmax(Layer):
     """y_j = e^(x_j) / Σ e^(x_k) over the features of a row; dx = y (dy - Σ dy y)."""
 
@@ -136,4 +200,52 @@ class Dropout(Layer):
         return {"p": self.p}
 
 
-KINDS.update({kind.__name__: kind for kind in (Linear, Identity, ReLU, LeakyReLU, Sigmoid, Tanh, Softplus, GELU, SiLU, ELU, Softmax, Dropout)})
+KINDS.update({kind.__name__: kind for kind in (Linear, Identity, ReLU, LeakyReLU, Sigmoid, Tanh, Softplus, GELU, SiLU, ELU, Exp, Log, Sin, Cos, Square, Sqrt,
+                                               Reciprocal, Softmax, Dropout)})
+
+
+# ---- functions on symbols, elementwise -------------------------------------------------------------------------------------------------------
+
+def exp(node: Symbol) -> Symbol:
+    """e to each element."""
+    return Exp()(node)
+
+
+def log(node: Symbol) -> Symbol:
+    """The natural logarithm; NaN below 0."""
+    return Log()(node)
+
+
+def sin(node: Symbol) -> Symbol:
+    """The sine, of radians."""
+    return Sin()(node)
+
+
+def cos(node: Symbol) -> Symbol:
+    """The cosine, of radians."""
+    return Cos()(node)
+
+
+def tanh(node: Symbol) -> Symbol:
+    """The hyperbolic tangent."""
+    return Tanh()(node)
+
+
+def sigmoid(node: Symbol) -> Symbol:
+    """1 / (1 + e^-x)."""
+    return Sigmoid()(node)
+
+
+def relu(node: Symbol) -> Symbol:
+    """max(x, 0)."""
+    return ReLU()(node)
+
+
+def square(node: Symbol) -> Symbol:
+    """x²."""
+    return Square()(node)
+
+
+def sqrt(node: Symbol) -> Symbol:
+    """The square root; NaN below 0, and an infinite derivative at 0."""
+    return Sqrt()(node)

@@ -132,6 +132,8 @@ def _scores(metrics: dict[str, Metric], loss: Any, y: np.ndarray, t: np.ndarray 
 def _check_loss(model: Any, loss: Any) -> None:
     if isinstance(loss, type) or not callable(getattr(loss, "value_and_grad", None)):
         raise TypeError(f"loss must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(loss)}")
+    if model.several_outputs:
+        raise ValueError("model: fit and evaluate take models of one output; concat the outputs, or train step by step with a loss for each")
     if isinstance(loss, CrossEntropyLoss) and getattr(_last(model)[0], "operation", None) == "softmax":
         raise ValueError("loss: CrossEntropyLoss expects logits, but the model ends in Softmax; take that layer away (fb.kernels.softmax turns "
                          "predictions into probabilities)")
@@ -165,7 +167,7 @@ class _Data:
     """Converted, checked arrays: x (n, I), and the target as values (n, O) or labels (n)."""
 
     def __init__(self, model: Any, loss: Any, x: Any, y: Any, sample_weight: Any, names: tuple[str, str] = ("x", "y")):
-        self.x = arrays.matrix(names[0], x, model.dtype, columns=model.inputs)
+        self.x = model.matrix(names[0], x)
         rows = len(self.x)
         if rows == 0:
             raise ValueError(f"{names[0]} must have at least one row, got {arrays.describe(self.x)}")
