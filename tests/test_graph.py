@@ -347,6 +347,32 @@ def test_several_outputs_come_and_go_as_lists():
     assert close(dx, model.jacobian(data)[:, :2].sum(axis=1))
 
 
+@pytest.mark.parametrize("weights", [None, [0.3, 2.0]])
+def test_every_output_has_its_loss(weights):
+    """fit of two heads is the loop over the weighted sum of their losses"""
+    def build():
+        a, b = fb.Input(4), fb.Input(2)
+        h = fb.Tanh()(fb.Linear(4, 6)(a)) * fb.sigmoid(fb.Linear(2, 6)(b))
+        return fb.Model([a, b], [fb.Linear(6, 3)(h), fb.Linear(6, 1)(h)], dtype="float64", seed=0)
+
+    x, labels, y = [numbers(20, 4), numbers(20, 2, seed=1)], np.arange(20) % 3, numbers(20, 1, seed=2)
+    losses, fitted, looped = [fb.CrossEntropyLoss(), fb.MSELoss()], build(), build()
+    history = fitted.fit(x, [labels, y], loss=losses, loss_weights=weights, optimizer=fb.SGD(0.1), epochs=3, batch_size=8, shuffle=False,
+                         validation_data=(x, [labels, y])).history
+    optimizer = fb.SGD(0.1)
+    for _ in range(3):
+        for i in range(0, 20, 8):
+            out = looped.forward([part[i : i + 8] for part in x])
+            grads = [w * loss.value_and_grad(o, t[i : i + 8])[1] for w, loss, o, t in zip(weights or [1, 1], losses, out, [labels, y], strict=True)]
+            looped.backward(grads)
+            optimizer.step(looped)
+    for name, value in looped.parameters.items():
+        assert np.array_equal(fitted.parameters[name], value)
+    total = fitted.evaluate(x, [labels, y], loss=losses, loss_weights=weights)["loss"]
+    assert total == history["val_loss"][-1]
+    assert close(total, sum(w * loss(o, t) for w, loss, o, t in zip(weights or [1, 1], losses, fitted.predict(x), [labels, y], strict=True)))
+
+
 def test_check_gradients_takes_several_inputs():
     a, b = fb.Input(3), fb.Input(2)
     model = fb.Model([a, b], fb.tanh(fb.Linear(3, 2)(a)) / (2 + fb.sin(b)), seed=0)
@@ -384,6 +410,15 @@ def test_dropout_and_softmax_in_a_graph_are_theirs_in_a_chain(dtype):
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 X, Y = fb.Input(3), fb.Input(2)
+
+
+def fit_two(**options):
+    """A fit of a model with outputs of 3 and 1 features, with one thing wrong"""
+    good = {"y": [np.ones((2, 3)), np.ones((2, 1))], "loss": [fb.MSELoss(), fb.MSELoss()], "optimizer": fb.SGD(0.1)}
+    given = good | options
+    fb.Model(X, [fb.tanh(X), fb.Linear(3, 1)(X)]).fit(np.ones((2, 3)), given.pop("y"), **given)
+
+
 REFUSED = {
     "widths": (ValueError, ["3", "2"], lambda: X + Y),
     "layer's width": (ValueError, ["4", "3"], lambda: fb.Linear(4, 1)(X)),
@@ -409,8 +444,16 @@ REFUSED = {
     "node of another model": (ValueError, ["node of this model"], lambda: fb.Model(X, fb.tanh(X)).predict(np.ones((2, 3)), outputs=Y)),
     "one matrix for two inputs": (ValueError, ["2 matrices"], lambda: fb.Model([X, Y], fb.concat([X, Y])).predict(np.ones((2, 5)))),
     "rows that differ": (ValueError, ["x[1]", "rows"], lambda: fb.Model([X, Y], fb.concat([X, Y])).predict([np.ones((2, 3)), np.ones((3, 2))])),
-    "fit of several outputs": (ValueError, ["output"], lambda: fb.Model(X, [fb.tanh(X), fb.Linear(3, 1)(X)]).fit(
-        np.ones((2, 3)), np.ones((2, 4)), loss=fb.MSELoss(), optimizer=fb.SGD(0.1))),
+    "one loss for two outputs": (TypeError, ["loss", "sequence"], lambda: fit_two(loss=fb.MSELoss())),
+    "three losses for two outputs": (ValueError, ["loss", "2", "3"], lambda: fit_two(loss=[fb.MSELoss()] * 3)),
+    "one target for two outputs": (ValueError, ["y", "2 targets"], lambda: fit_two(y=np.ones((2, 4)))),
+    "target of the wrong width": (ValueError, ["y[1]"], lambda: fit_two(y=[np.ones((2, 3)), np.ones((2, 2))])),
+    "target of the wrong length": (ValueError, ["y[1]", "rows"], lambda: fit_two(y=[np.ones((2, 3)), np.ones((3, 1))])),
+    "weights of the wrong number": (ValueError, ["loss_weights"], lambda: fit_two(loss_weights=[1])),
+    "negative weight": (ValueError, ["loss_weights", "-1"], lambda: fit_two(loss_weights=[1, -1])),
+    "metrics of two outputs": (ValueError, ["metrics"], lambda: fit_two(metrics=("accuracy",))),
+    "weights for one output": (ValueError, ["loss_weights"], lambda: fb.Model(X, fb.tanh(X)).fit(
+        np.ones((2, 3)), np.ones((2, 3)), loss=fb.MSELoss(), optimizer=fb.SGD(0.1), loss_weights=[1])),
 }
 
 

@@ -169,9 +169,9 @@ class Model:
         return [np.ascontiguousarray(part) for part in np.split(matrix, np.cumsum(widths)[:-1], axis=1)]
 
     @property
-    def several_outputs(self) -> bool:
-        """Whether the model was made with a list of outputs."""
-        return self._lists[1]
+    def output_widths(self) -> list[int] | None:
+        """Features of each output of a model that was made with a list of outputs, else None."""
+        return self._output_widths if self._lists[1] else None
 
     def output_width(self, inputs: int) -> int:
         """Features of the output for this many of the input."""
@@ -291,14 +291,17 @@ class Model:
             out = self._predictor.predict(x, self._flat_parameters)
             if out is not None:
                 return out
-        x = self.matrix("x", x)
+        out = self.predict_matrix(self.matrix("x", x))
+        return self._apart(out, self._output_widths) if self._lists[1] else out
+
+    def predict_matrix(self, x: np.ndarray) -> np.ndarray:
+        """`predict` for an x that `matrix` has made: all outputs as columns of one array."""
         predictor = self._predictor
         if predictor is None or predictor.inputs != x.shape[1]:
             predictor = self.compile(capacity=compiler.PREDICT_ROWS, training=False, inputs=x.shape[1])
             if self._lists == (False, False):
                 self._predictor = predictor   # arrays go to it at once
-        out = predictor.predict(x, self._flat_parameters)
-        return self._apart(out, self._output_widths) if self._lists[1] else out
+        return predictor.predict(x, self._flat_parameters)
 
     def _predict_nodes(self, x: Any, outputs: Symbol | Sequence[Symbol]) -> Any:
         x, results = self.matrix("x", x), []
@@ -356,12 +359,13 @@ class Model:
 
     def fit(self, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: int = 1, batch_size: int = 32, shuffle: bool = True, seed: Any = None,
             sample_weight: Any = None, validation_data: Any = None, metrics: Iterable[str | Callable[..., float]] = (), callbacks: Iterable[Any] = (),
-            clip_norm: float | None = None, progress: Any = "auto") -> History:
+            clip_norm: float | None = None, progress: Any = "auto", loss_weights: Sequence[float] | None = None) -> History:
         """Trains by minibatch gradient descent (MATH.md S20-S22) and returns a History.
 
         x (n, in), y: what the loss wants, n rows. batch_size above n means n; the last batch is smaller, and its mean is over its own rows. One
         permutation per epoch from `seed` (int, numpy Generator or None). sample_weight (n) not negative: the batch's loss is Σ w l / Σ w.
         validation_data (x, y[, sample_weight]) is evaluated after each epoch. metrics: "accuracy" or callables (target, prediction) -> float.
+        A model with a list of outputs takes lists: y and loss, one per output, and loss_weights (1 each if None); the loss is Σ weight · loss.
         clip_norm: the gradient's global 2-norm is scaled down to it. progress: True, False or "auto" (a bar when stderr is a terminal).
 
         Raises TypeError and ValueError for bad input before anything is changed (NaN and infinities in the data with row and column),
@@ -372,13 +376,14 @@ class Model:
 
         return training.fit(self, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, shuffle=shuffle, seed=seed,
                             sample_weight=sample_weight, validation_data=validation_data, metrics=metrics, callbacks=callbacks, clip_norm=clip_norm,
-                            progress=progress)
+                            progress=progress, loss_weights=loss_weights)
 
-    def evaluate(self, x: Any, y: Any, *, loss: Any, metrics: Iterable[str | Callable[..., float]] = (), sample_weight: Any = None) -> dict[str, float]:
-        """{"loss": ..., metric: ...} over the whole of x, in evaluation mode."""
+    def evaluate(self, x: Any, y: Any, *, loss: Any, metrics: Iterable[str | Callable[..., float]] = (), sample_weight: Any = None,
+                 loss_weights: Sequence[float] | None = None) -> dict[str, float]:
+        """{"loss": ..., metric: ...} over the whole of x, in evaluation mode. Lists of outputs as in `fit`."""
         from . import training
 
-        return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight)
+        return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, loss_weights=loss_weights)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes architecture and parameters to one safetensors file, atomically and durably. See fastbp.io."""

@@ -100,6 +100,8 @@ Metric = str | Callable[[np.ndarray, np.ndarray], float]
 
 def _metrics(metrics: Iterable[Metric], loss: Any) -> dict[str, Metric]:
     """name -> metric, checked against what the loss can say."""
+    if isinstance(loss, _Losses) and metrics:
+        raise ValueError(f"metrics are for models of one output, got {metrics!r}")
     if isinstance(metrics, str):
         raise TypeError(f"metrics must be a sequence such as ('accuracy',), got the string {metrics!r}")
     metrics = _sequence("metrics", metrics)
@@ -132,8 +134,6 @@ def _scores(metrics: dict[str, Metric], loss: Any, y: np.ndarray, t: np.ndarray 
 def _check_loss(model: Any, loss: Any) -> None:
     if isinstance(loss, type) or not callable(getattr(loss, "value_and_grad", None)):
         raise TypeError(f"loss must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(loss)}")
-    if model.several_outputs:
-        raise ValueError("model: fit and evaluate take models of one output; concat the outputs, or train step by step with a loss for each")
     if isinstance(loss, CrossEntropyLoss) and getattr(_last(model)[0], "operation", None) == "softmax":
         raise ValueError("loss: CrossEntropyLoss expects logits, but the model ends in Softmax; take that layer away (fb.kernels.softmax turns "
                          "predictions into probabilities)")
@@ -151,6 +151,70 @@ def _custom(loss: Any, prediction: np.ndarray, *rest: np.ndarray) -> tuple[float
     if gradient.shape != prediction.shape:
         raise ValueError(f"{name} must return a gradient of shape {prediction.shape}, got {arrays.describe(gradient)}")
     return float(value), gradient
+
+
+class _Targets:
+    """Targets of several outputs; rows are taken from all of them."""
+
+    ndim = 2
+
+    def __init__(self, arrays_: Sequence[np.ndarray]):
+        self.arrays = arrays_
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def __getitem__(self, rows: Any) -> _Targets:
+        return _Targets([array[rows] for array in self.arrays])
+
+
+class _Losses:
+    """One loss per output of a model, weighted and added, as a custom loss on the outputs side by side."""
+
+    def __init__(self, model: Any, loss: Any, weights: Any):
+        self.widths = model.output_widths
+        self.losses = _sequence("loss", loss)
+        if len(self.losses) != len(self.widths):
+            raise ValueError(f"loss must hold one loss per output, {len(self.widths)}, got {len(self.losses)}")
+        for i, item in enumerate(self.losses):
+            if isinstance(item, type) or not callable(getattr(item, "value_and_grad", None)):
+                raise TypeError(f"loss[{i}] must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(item)}")
+        self.weights = [1.0] * len(self.widths) if weights is None else [arrays.number("loss_weights", w, low=0) for w in _sequence("loss_weights", weights)]
+        if len(self.weights) != len(self.widths):
+            raise ValueError(f"loss_weights must hold one number per output, {len(self.widths)}, got {len(self.weights)}")
+
+    def targets(self, name: str, y: Any, rows: int, dtype: np.dtype) -> _Targets:
+        if not isinstance(y, list | tuple) or len(y) != len(self.widths):
+            raise ValueError(f"{name} must be a list of {len(self.widths)} targets, got {arrays.describe(y)}")
+        parts = []
+        for i, (loss, part, width) in enumerate(zip(self.losses, y, self.widths, strict=True)):
+            array = arrays.real(f"{name}[{i}]", part) if isinstance(loss, Loss) else np.asarray(part)
+            if array.ndim == 0 or len(array) != rows:
+                raise ValueError(f"{name}[{i}] must have as many rows as x, {rows}, got {arrays.describe(array)}")
+            if isinstance(loss, Loss):
+                values, _ = loss.target(f"{name}[{i}]", array, rows, width, dtype)
+                arrays.require_finite(f"{name}[{i}]", values)
+            parts.append(array)
+        return _Targets(parts)
+
+    def value_and_grad(self, prediction: np.ndarray, target: _Targets, *sample_weight: np.ndarray) -> tuple[float, np.ndarray]:
+        total, gradients, at = 0.0, [], 0
+        for loss, weight, width, t in zip(self.losses, self.weights, self.widths, target.arrays, strict=True):
+            value, gradient = _custom(loss, np.ascontiguousarray(prediction[:, at : at + width]), t, *sample_weight)
+            total += weight * value
+            gradients.append(weight * gradient)
+            at += width
+        return total, np.hstack(gradients)
+
+
+def _loss(model: Any, loss: Any, weights: Any) -> Any:
+    """The loss as one object, checked."""
+    if model.output_widths is not None:
+        return _Losses(model, loss, weights)
+    if weights is not None:
+        raise ValueError(f"loss_weights are for models with a list of outputs, got {weights!r}")
+    _check_loss(model, loss)
+    return loss
 
 
 def _last(model: Any) -> tuple[Any, int]:
@@ -171,7 +235,10 @@ class _Data:
         rows = len(self.x)
         if rows == 0:
             raise ValueError(f"{names[0]} must have at least one row, got {arrays.describe(self.x)}")
-        self.y = arrays.real(names[1], y) if isinstance(loss, Loss) else np.asarray(y)   # a custom loss knows its targets itself
+        if isinstance(loss, _Losses):
+            self.y: Any = loss.targets(names[1], y, rows, model.dtype)
+        else:
+            self.y = arrays.real(names[1], y) if isinstance(loss, Loss) else np.asarray(y)   # a custom loss knows its targets itself
         if self.y.ndim == 0 or len(self.y) != rows:
             raise ValueError(f"{names[1]} must have as many rows as {names[0]}, {rows}, got {arrays.describe(self.y)}")
         arrays.require_finite(names[0], self.x)
@@ -363,9 +430,9 @@ def _call(callbacks: Sequence[Any], event: str, *arguments: Any) -> bool:
 
 def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: int, batch_size: int, shuffle: bool, seed: Any,
         sample_weight: Any, validation_data: Any, metrics: Iterable[Metric], callbacks: Iterable[Any], clip_norm: float | None,
-        progress: Any) -> History:
+        progress: Any, loss_weights: Any) -> History:
     """See Model.fit."""
-    _check_loss(model, loss)
+    loss = _loss(model, loss, loss_weights)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an optimizer such as fb.SGD(lr=0.1), got {arrays.describe(optimizer)}")
     epochs = arrays.integer("epochs", epochs, least=0)
@@ -455,7 +522,7 @@ def _diverged(status: int, run: Any, recovery: _Recovery, order: np.ndarray | No
 
 
 def _evaluate(model: Any, data: _Data, loss: Any, metrics: dict[str, Metric]) -> dict[str, float]:
-    prediction = model.predict(data.x)
+    prediction = model.predict_matrix(data.x)
     if isinstance(loss, Loss):
         value = loss.rule(prediction.shape[1]).value(prediction, data.t, data.label, data.weight, None)
     else:
@@ -463,8 +530,8 @@ def _evaluate(model: Any, data: _Data, loss: Any, metrics: dict[str, Metric]) ->
     return {"loss": value} | _scores(metrics, loss, data.y, data.t, data.label, prediction)
 
 
-def evaluate(model: Any, x: Any, y: Any, *, loss: Any, metrics: Iterable[Metric], sample_weight: Any) -> dict[str, float]:
+def evaluate(model: Any, x: Any, y: Any, *, loss: Any, metrics: Iterable[Metric], sample_weight: Any, loss_weights: Any) -> dict[str, float]:
     """See Model.evaluate."""
-    _check_loss(model, loss)
+    loss = _loss(model, loss, loss_weights)
     named = _metrics(metrics, loss)
     return _evaluate(model, _Data(model, loss, x, y, sample_weight), loss, named)
