@@ -8,16 +8,20 @@
 
 static const struct { fbp_driver *forward, *backward, *gradients; } drivers[FBP_OP_KINDS] = {
     [FBP_DENSE] = {fbp_dense_forward, fbp_dense_backward, fbp_dense_gradients},
-    [FBP_ACTIVATION] = {fbp_activation_forward, fbp_activation_backward, NULL},
     [FBP_SOFTMAX] = {fbp_softmax_forward, fbp_softmax_backward, NULL},
-    [FBP_DROPOUT] = {fbp_dropout_forward, fbp_dropout_backward, NULL},
-    [FBP_BINARY] = {fbp_binary_forward, fbp_binary_backward, NULL},
-    [FBP_AFFINE] = {fbp_affine_forward, fbp_affine_backward, NULL},
     [FBP_SUM] = {fbp_sum_forward, fbp_sum_backward, NULL},
     [FBP_EXPAND] = {fbp_expand_forward, fbp_expand_backward, NULL},
     [FBP_PLACE] = {fbp_place_forward, fbp_place_backward, NULL},
     [FBP_PICK] = {fbp_pick_forward, fbp_pick_backward, NULL},
     [FBP_PARAMETER] = {fbp_parameter_forward, fbp_parameter_backward, fbp_parameter_gradients},
+};
+
+/* The elementwise kinds. */
+static fbp_range_driver *const forward_range[FBP_OP_KINDS] = {
+    [FBP_ACTIVATION] = fbp_activation_forward, [FBP_DROPOUT] = fbp_dropout_forward, [FBP_BINARY] = fbp_binary_forward, [FBP_AFFINE] = fbp_affine_forward,
+};
+static fbp_range_driver *const backward_range[FBP_OP_KINDS] = {
+    [FBP_ACTIVATION] = fbp_activation_backward, [FBP_DROPOUT] = fbp_dropout_backward, [FBP_BINARY] = fbp_binary_backward, [FBP_AFFINE] = fbp_affine_backward,
 };
 
 /* ---- frames --------------------------------------------------------------------------------------------------------- */
@@ -61,8 +65,11 @@ static void forward(const fbp_frame *f, const fbp_worker *w)
 {
     const fbp_program *p = f->program;
     assert(f->rows <= p->capacity);
-    for (const fbp_op *op = p->op; op < p->op + p->ops; op++) {
-        drivers[op->kind].forward(f, op, w);
+    for (const fbp_op *op = p->op, *end = op + p->ops; op < end; op++) {
+        const fbp_op *first = op;
+        while (op + 1 < end && op[1].stage == first->stage) op++;
+        if (forward_range[op->kind]) fbp_stage_forward(f, first, op, forward_range, w);
+        else drivers[op->kind].forward(f, op, w);
         fbp_barrier(w);
     }
 }
@@ -81,8 +88,12 @@ static void backward(const fbp_frame *f, const fbp_worker *w)
             fbp_close_gradient(p->table, w, f->rows * p->value[op->y].width, op->act, op->alpha, f->value[op->y], f->gradient[op->y]);
             fbp_barrier(w);
         }
-        if (op->dx != FBP_UNWANTED || op->dz != FBP_UNWANTED) {
-            drivers[op->kind].backward(f, op, w);
+        const fbp_op *last = op;
+        int wanted = op->dx != FBP_UNWANTED || op->dz != FBP_UNWANTED;
+        for (; op > p->op && op[-1].stage == last->stage; op--) wanted |= op[-1].dx != FBP_UNWANTED || op[-1].dz != FBP_UNWANTED;
+        if (wanted) {
+            if (backward_range[op->kind]) fbp_stage_backward(f, op, last, backward_range, w);
+            else drivers[op->kind].backward(f, op, w);
             fbp_barrier(w);   /* now dx is whole, and nobody reads the parameters any more */
         }
         if (drivers[op->kind].gradients) drivers[op->kind].gradients(f, op, w);

@@ -28,15 +28,16 @@ typedef struct {
     int kind;
     int x, z, y;                   /* values; z: the second operand of a binary operation */
     int act;                       /* dense, activation; of a binary operation: enum fbp_binary */
-    int dact;
+    int dact, zact;                /* see above; zact: of z */
     int dx, dz, dw, db;            /* enum fbp_gradient */
     int last_w, last_b;            /* 1: nothing is added to dw, db after this, and nobody reads the weight, the bias any more */
     int closes;                    /* 1: dy is to be multiplied by act'(y) first: no reader of y did so */
     int transposed;                /* 1: the weight lies as (I, O) */
     ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none */
     ptrdiff_t at;                  /* place, pick: the first column */
-    double alpha, beta, dalpha;    /* parameters of act and dact; dropout: the probability */
+    double alpha, beta, dalpha, zalpha;    /* parameters of act, dact, zact; dropout: the probability */
     int stream;                    /* dropout: the layer's number */
+    int stage;                     /* operations of one stage are elementwise over as many elements: done together, block by block */
 } fbp_op;
 
 typedef struct {

@@ -264,14 +264,15 @@ def test_no_gradient_is_overwritten_while_a_late_worker_may_read_it(monkeypatch,
     (values, operations), = plans
     room = {i: range(gradient, gradient + 8 * width) for i, (width, _, gradient) in enumerate(values)}
     read = set()   # gradients that some worker may still be reading
-    for kind, x, z, y, _, _, dx, dz, *_ in reversed(operations):
-        written = {v for v, mode in ((x, dx), (z, dz)) if mode != _core.UNWANTED}
+    for _, group in itertools.groupby(reversed(operations), key=lambda operation: operation[-1]):   # stages
+        stage = list(group)
+        written = {v for _, x, z, _, _, _, _, dx, dz, *_ in stage for v, mode in ((x, dx), (z, dz)) if mode != _core.UNWANTED}
+        read |= {operation[3] for operation in stage}
         for v, w in itertools.product(written, read):
             assert v == w or room[v].stop <= room[w].start or room[w].stop <= room[v].start
         if written:
             read.clear()
-        if kind in (_core.OPERATIONS["dense"], _core.OPERATIONS["parameter"]):
-            read.add(y)
+        read |= {y for kind, _, _, y, *_ in stage if kind in (_core.OPERATIONS["dense"], _core.OPERATIONS["parameter"])}
 
 
 def test_a_deep_graph_compiles_trains_and_pickles():

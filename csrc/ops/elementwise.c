@@ -11,39 +11,46 @@ void fbp_close_gradient(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, 
     t->act_backward(act, end - i, fbp_at(t, s, i), fbp_at(t, g, i), alpha, 0, fbp_at(t, g, i));
 }
 
-/* The elements [i, end) of an op's values that are this worker's. */
-static void share_of(const fbp_frame *f, const fbp_op *op, const fbp_worker *w, ptrdiff_t *i, ptrdiff_t *end)
-{
-    fbp_share(w, f->rows * f->program->value[op->x].width, UNIT, i, end);
-}
-
-/* Closes dx over the same elements that this worker has just written. */
-static void close_share(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
+/* Closes the gradient of a value over elements that this worker has just written. */
+static void close_range(const fbp_frame *f, int value, int act, double alpha, ptrdiff_t i, ptrdiff_t end)
 {
     const fbp_kernels *t = f->program->table;
-    if (op->dact == FBP_IDENTITY) return;
-    void *dx = fbp_at(t, f->gradient[op->x], i);
-    t->act_backward(op->dact, end - i, fbp_at(t, f->value[op->x], i), dx, op->dalpha, 0, dx);
+    if (act == FBP_IDENTITY) return;
+    void *g = fbp_at(t, f->gradient[value], i);
+    t->act_backward(act, end - i, fbp_at(t, f->value[value], i), g, alpha, 0, g);
 }
 
-void fbp_activation_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+/* This worker's elements of a stage, a block at a time through all its operations: what lies between them stays in the first cache. */
+void fbp_stage_forward(const fbp_frame *f, const fbp_op *first, const fbp_op *last, fbp_range_driver *const *drivers, const fbp_worker *w)
 {
-    const fbp_kernels *t = f->program->table;
     ptrdiff_t i, end;
-    share_of(f, op, w, &i, &end);
+    fbp_share(w, f->rows * f->program->value[first->y].width, UNIT, &i, &end);
+    for (; i < end; i += UNIT)
+        for (const fbp_op *op = first; op <= last; op++) drivers[op->kind](f, op, i, i + UNIT < end ? i + UNIT : end);
+}
+
+void fbp_stage_backward(const fbp_frame *f, const fbp_op *first, const fbp_op *last, fbp_range_driver *const *drivers, const fbp_worker *w)
+{
+    ptrdiff_t i, end;
+    fbp_share(w, f->rows * f->program->value[first->y].width, UNIT, &i, &end);
+    for (; i < end; i += UNIT)
+        for (const fbp_op *op = last; op >= first; op--)
+            if (op->dx != FBP_UNWANTED || op->dz != FBP_UNWANTED) drivers[op->kind](f, op, i, i + UNIT < end ? i + UNIT : end);
+}
+
+void fbp_activation_forward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
+{
+    const fbp_kernels *t = f->program->table;
     t->act_forward(op->act, end - i, fbp_at(t, f->value[op->x], i), op->alpha, fbp_at(t, f->value[op->y], i));
 }
 
-void fbp_activation_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+void fbp_activation_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
 {
     const fbp_kernels *t = f->program->table;
     const int from_input = op->act >= FBP_SOFTPLUS;
-    ptrdiff_t i, end;
-    if (op->dx == FBP_UNWANTED) return;
-    share_of(f, op, w, &i, &end);
     t->act_backward(op->act, end - i, fbp_at(t, f->value[from_input ? op->x : op->y], i), fbp_at(t, f->gradient[op->y], i), op->alpha,
                     op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
-    close_share(f, op, i, end);
+    close_range(f, op->x, op->dact, op->dalpha, i, end);
 }
 
 void fbp_softmax_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
@@ -64,7 +71,7 @@ void fbp_softmax_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker
     fbp_share(w, f->rows, 16, &i, &end);
     t->softmax_backward(end - i, n, fbp_at(t, f->value[op->y], i * n), fbp_at(t, f->gradient[op->y], i * n), op->dx == FBP_MORE,
                         fbp_at(t, f->gradient[op->x], i * n));
-    close_share(f, op, i * n, end * n);
+    close_range(f, op->x, op->dact, op->dalpha, i * n, end * n);
 }
 
 /* The bits depend on the seed, the step, the layer and the element, and on nothing else. */
@@ -82,57 +89,47 @@ static void dropout(const fbp_frame *f, const fbp_op *op, const void *from, int 
     t->dropout(end - i, fbp_at(t, from, i), f->training ? op->alpha : 0, dropout_key(f, op), (uint64_t)i, add, fbp_at(t, to, i));
 }
 
-void fbp_dropout_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+void fbp_dropout_forward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
 {
-    ptrdiff_t i, end;
-    share_of(f, op, w, &i, &end);
     dropout(f, op, f->value[op->x], 0, f->value[op->y], i, end);
 }
 
-void fbp_dropout_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+void fbp_dropout_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
 {
-    ptrdiff_t i, end;
-    if (op->dx == FBP_UNWANTED) return;
-    share_of(f, op, w, &i, &end);
     dropout(f, op, f->gradient[op->y], op->dx == FBP_MORE, f->gradient[op->x], i, end);
-    close_share(f, op, i, end);
+    close_range(f, op->x, op->dact, op->dalpha, i, end);
 }
 
 /* ---- of the graph: arithmetic on values, and columns of values ------------------------------------------------------------ */
 
-void fbp_binary_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+void fbp_binary_forward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
 {
     const fbp_kernels *t = f->program->table;
-    ptrdiff_t i, end;
-    share_of(f, op, w, &i, &end);
     t->binary(op->act, end - i, fbp_at(t, f->value[op->x], i), fbp_at(t, f->value[op->z], i), fbp_at(t, f->value[op->y], i));
 }
 
 /* x and z may be one value: the contribution of z comes second. */
-void fbp_binary_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+void fbp_binary_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
 {
     const fbp_kernels *t = f->program->table;
-    ptrdiff_t i, end;
-    share_of(f, op, w, &i, &end);
     const void *x = fbp_at(t, f->value[op->x], i), *z = fbp_at(t, f->value[op->z], i), *dy = fbp_at(t, f->gradient[op->y], i);
     if (op->dx != FBP_UNWANTED) t->binary_backward(op->act, 0, end - i, x, z, dy, op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
     if (op->dz != FBP_UNWANTED) t->binary_backward(op->act, 1, end - i, x, z, dy, op->dz == FBP_MORE, fbp_at(t, f->gradient[op->z], i));
+    close_range(f, op->x, op->dact, op->dalpha, i, end);
+    close_range(f, op->z, op->zact, op->zalpha, i, end);
 }
 
-void fbp_affine_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+void fbp_affine_forward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
 {
     const fbp_kernels *t = f->program->table;
-    ptrdiff_t i, end;
-    share_of(f, op, w, &i, &end);
     t->affine(end - i, op->alpha, op->beta, fbp_at(t, f->value[op->x], i), 0, fbp_at(t, f->value[op->y], i));
 }
 
-void fbp_affine_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+void fbp_affine_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
 {
     const fbp_kernels *t = f->program->table;
-    ptrdiff_t i, end;
-    share_of(f, op, w, &i, &end);
     t->affine(end - i, op->alpha, 0, fbp_at(t, f->gradient[op->y], i), op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
+    close_range(f, op->x, op->dact, op->dalpha, i, end);
 }
 
 /* `many` (B, n) and `one` (B, 1): the rows that are this worker's. */

@@ -8,16 +8,24 @@
 typedef void fbp_driver(const fbp_frame *f, const fbp_op *op, const fbp_worker *w);
 
 fbp_driver fbp_dense_forward, fbp_dense_backward, fbp_dense_gradients;
-fbp_driver fbp_activation_forward, fbp_activation_backward;
 fbp_driver fbp_softmax_forward, fbp_softmax_backward;
-fbp_driver fbp_dropout_forward, fbp_dropout_backward;
-fbp_driver fbp_binary_forward, fbp_binary_backward;
-fbp_driver fbp_affine_forward, fbp_affine_backward;
 fbp_driver fbp_sum_forward, fbp_sum_backward;
 fbp_driver fbp_expand_forward, fbp_expand_backward;
 fbp_driver fbp_place_forward, fbp_place_backward;
 fbp_driver fbp_pick_forward, fbp_pick_backward;
 fbp_driver fbp_parameter_forward, fbp_parameter_backward, fbp_parameter_gradients;
+
+/* Elementwise: over elements [i, end) of the values. */
+typedef void fbp_range_driver(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end);
+
+fbp_range_driver fbp_activation_forward, fbp_activation_backward;
+fbp_range_driver fbp_dropout_forward, fbp_dropout_backward;
+fbp_range_driver fbp_binary_forward, fbp_binary_backward;
+fbp_range_driver fbp_affine_forward, fbp_affine_backward;
+
+/* Operations first..last, one stage, through their range drivers (by kind). */
+void fbp_stage_forward(const fbp_frame *f, const fbp_op *first, const fbp_op *last, fbp_range_driver *const *drivers, const fbp_worker *w);
+void fbp_stage_backward(const fbp_frame *f, const fbp_op *first, const fbp_op *last, fbp_range_driver *const *drivers, const fbp_worker *w);
 
 void fbp_vector_gradients(const fbp_frame *f, const fbp_op *op, ptrdiff_t at, int db, int last, const fbp_worker *w);
 

@@ -70,10 +70,10 @@ cdef extern from "fastbp.h" nogil:
     ptrdiff_t fbp_first_nonfinite(const fbp_kernels *t, ptrdiff_t n, const void *x)
 
     ctypedef struct fbp_op:
-        int kind, x, z, y, act, dact, dx, dz, dw, db, last_w, last_b, closes, transposed
+        int kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed
         ptrdiff_t weight, bias, at
-        double alpha, beta, dalpha
-        int stream
+        double alpha, beta, dalpha, zalpha
+        int stream, stage
     ctypedef struct fbp_value:
         ptrdiff_t width, offset, gradient
     ctypedef struct fbp_program:
@@ -414,8 +414,8 @@ cdef class Program:
     """A compiled graph over a flat parameter array of `parameters` elements. See compiler.py, which makes them, and program.h.
 
     values      (width, offset of the value, offset of its gradient; -1: none)
-    operations  (kind, x, z, y, act, dact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta,
-                dalpha, stream)
+    operations  (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha,
+                beta, dalpha, zalpha, stream, stage)
     complete    whether the operations read all parameters
     """
     cdef fbp_program c
@@ -445,7 +445,8 @@ cdef class Program:
                     raise ValueError(f"value {i} lies outside the arena")
             self.value[i] = fbp_value(width, offset, gradient)
         for i, operation in enumerate(operations):
-            kind, x, z, y, act, dact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha, stream = operation
+            (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha, zalpha,
+             stream, stage) = operation
             if not (0 <= x < n and 0 <= z < n and 0 <= y < n and 0 <= kind < FBP_OP_KINDS):
                 raise ValueError(f"operation {i} is malformed")
             X, Z, Y = self.value[<int>x].width, self.value[<int>z].width, self.value[<int>y].width
@@ -460,8 +461,8 @@ cdef class Program:
             else: fits = kind == FBP_DENSE or X == Y
             if not fits:
                 raise ValueError(f"operation {i} does not fit the widths of its values")
-            self.op[i] = fbp_op(kind, x, z, y, act, dact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha,
-                                stream)
+            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha,
+                                zalpha, stream, stage)
         if not (0 <= input < n and 0 <= output < n):
             raise ValueError("the program has no input or no output")
         self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, output, complete, output_act, output_alpha,

@@ -48,7 +48,8 @@ class _Op:
         return tuple(v for v in (self.x, self.z) if v >= 0)
 
 
-CLOSERS = {"dense", "activation", "softmax", "dropout"}   # operations that can multiply dx by the derivative of what made x
+CLOSERS = {"dense", "activation", "softmax", "dropout", "binary", "affine"}   # operations that can multiply dx by the derivative of what made x
+POINTWISE = {"activation", "dropout", "binary", "affine"}   # element i of the result needs element i of the operands, and nothing else
 
 
 def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_Op], int]:
@@ -166,10 +167,16 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
                 contributions[i][key] = _core.FIRST
                 met.add(v)
 
-    # Time runs 0..count-1 forward; backward passes operation i at time 2*count - i. Its dy may still be read, to make dw, until all workers
-    # have met again: at the end of the next operation that goes back.
+    # Elementwise operations on as many elements that follow each other make one stage: they run block by block, at the same time.
+    stage: list[int] = []
+    for i, op in enumerate(operations):
+        joins = i > 0 and {op.kind, operations[i - 1].kind} <= POINTWISE and nodes[op.y].width == nodes[operations[i - 1].y].width
+        stage.append(stage[-1] if joins else i)
+
+    # Time runs 0..count-1 forward, by stages; backward passes a stage at time 2*count - stage. Its dy may still be read, to make dw, until all
+    # workers have met again: at the end of the next stage that goes back.
     def settled(i: int) -> int:
-        following = next((j for j in reversed(range(i)) if goes_back(operations[j])), -1)
+        following = next((stage[j] for j in reversed(range(stage[i])) if goes_back(operations[j])), -1)
         return 2 * count - following
 
     values = {input} | set(maker)
@@ -180,10 +187,10 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
         gradient_lives = {}
         for v in values:
             if v == out or wanted[v]:
-                birth = count if v == out else 2 * count - last_reader[v]
+                birth = count if v == out else 2 * count - stage[last_reader[v]]
                 gradient_lives[v] = birth, end if v == input or v not in maker else settled(maker[v])
     else:
-        lives = {v: (maker.get(v, -1), last_reader.get(v, count)) for v in values if v not in (input, out)}
+        lives = {v: (stage[maker[v]], stage[last_reader[v]]) for v in values if v not in (input, out)}
         gradient_lives = {}
     offsets, arena = _plan(size | {~v: size[v] for v in gradient_lives}, lives | {~v: life for v, life in gradient_lives.items()})
 
@@ -196,6 +203,7 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
     table = []
     for i, op in enumerate(operations):
         closing = fused.get(op.x) if goes_back(op) and op.kind in CLOSERS and first_reader[op.x] == i else None
+        closing_z = fused.get(op.z) if goes_back(op) and op.z >= 0 and first_reader[op.z] == i and op.z != op.x else None
         reader = operations[first_reader[op.y]] if op.y in first_reader else None
         closes = training and op.y in fused and reader is not None and reader.kind not in CLOSERS
         weight, bias = places[op.layer] if op.layer is not None else (-1, -1)
@@ -203,9 +211,11 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
         db, last_b = meets(bias, 1, i)
         function = BINARY[op.function] if op.kind == "binary" else _core.ACTIVATIONS[op.function]
         table.append((_core.OPERATIONS[op.kind], number[op.x], number[op.x if op.z < 0 else op.z], number[op.y], function,
-                      _core.ACTIVATIONS[closing.function] if closing else IDENTITY, contributions[i]["dx"], contributions[i]["dz"],
+                      _core.ACTIVATIONS[closing.function] if closing else IDENTITY, _core.ACTIVATIONS[closing_z.function] if closing_z else IDENTITY,
+                      contributions[i]["dx"], contributions[i]["dz"],
                       dw, db, last_w, last_b, closes, getattr(op.layer, "transposed", False),
-                      weight, bias, op.at, op.alpha, op.beta, closing.alpha if closing else 0.0, op.stream))
+                      weight, bias, op.at, op.alpha, op.beta, closing.alpha if closing else 0.0, closing_z.alpha if closing_z else 0.0,
+                      op.stream, stage[i]))
     ends = fused.get(out) if out not in first_reader else None
     complete = {op.layer for op in operations if op.layer is not None} == set(places)
     work = sum(nodes[op.x].width * nodes[op.y].width if op.kind == "dense" else 8 * nodes[op.y].width for op in operations)
