@@ -14,7 +14,6 @@ import numpy as np
 
 from . import _core
 
-PREDICT_ROWS = 256   # rows that one thread takes through all layers at a time
 IDENTITY = _core.ACTIVATIONS["identity"]
 BINARY = {"plus": 0, "minus": 1, "times": 2, "over": 3}   # enum fbp_binary
 
@@ -26,6 +25,13 @@ class Node:
     layer: Any
     reads: tuple[int, ...]
     width: int
+
+
+def predict_rows(nodes: Sequence[Node]) -> int:
+    """Rows that one thread takes through all layers at a time: enough for products, few for what is elementwise and may stay in the first cache."""
+    if any(node.layer is not None and node.layer.operation == "dense" for node in nodes):
+        return 256
+    return max(1, min(256, 1024 // max(node.width for node in nodes)))
 
 
 @dataclass(frozen=True)

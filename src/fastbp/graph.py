@@ -165,8 +165,8 @@ class Model:
         return np.ascontiguousarray(np.hstack(parts)) if len(parts) > 1 else parts[0]
 
     def _apart(self, matrix: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
-        """Columns of several outputs, or inputs, as arrays of their own."""
-        return [np.ascontiguousarray(part) for part in np.split(matrix, np.cumsum(widths)[:-1], axis=1)]
+        """A matrix per output, or input: columns of one that nobody else has."""
+        return np.split(matrix, np.cumsum(widths)[:-1], axis=1)
 
     @property
     def output_widths(self) -> list[int] | None:
@@ -298,7 +298,7 @@ class Model:
         """`predict` for an x that `matrix` has made: all outputs as columns of one array."""
         predictor = self._predictor
         if predictor is None or predictor.inputs != x.shape[1]:
-            predictor = self.compile(capacity=compiler.PREDICT_ROWS, training=False, inputs=x.shape[1])
+            predictor = self.compile(capacity=compiler.predict_rows(self.nodes), training=False, inputs=x.shape[1])
             if self._lists == (False, False):
                 self._predictor = predictor   # arrays go to it at once
         return predictor.predict(x, self._flat_parameters)
@@ -308,7 +308,7 @@ class Model:
         for symbol in _symbols("outputs", outputs):
             if symbol not in self._place:
                 raise ValueError(f"outputs: {symbol!r} is not a node of this model")
-            program = self.compile(capacity=compiler.PREDICT_ROWS, training=False, inputs=x.shape[1], output=self._place[symbol])
+            program = self.compile(capacity=compiler.predict_rows(self.nodes), training=False, inputs=x.shape[1], output=self._place[symbol])
             results.append(program.predict(x, self._flat_parameters))
         return results[0] if isinstance(outputs, Symbol) else results
 
