@@ -86,8 +86,10 @@ static void pack_b(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, ptr
 
 enum { NEAR = 32 };   /* steps of k before the end of a tile when the next one's C is fetched */
 
-/* One tile of `mr` rows and `nv` vectors, all of whose columns exist unless it is `ragged`: compile-time constants where this is
- * inlined. nr: columns that exist. */
+enum { WHOLE, RAGGED, HALF };   /* what exists of a tile's last vector: all, a part, at most half of it */
+
+/* One tile of `mr` rows and `nv` vectors, the last of them `ragged` as above: compile-time constants where this is inlined. nr: columns that
+ * exist. Half a vector goes through instructions of half the width, which some processors run twice as often. */
 static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, const fbp_block *q, const real *a, const real *b, real *c, ptrdiff_t nr,
                                ptrdiff_t i0, ptrdiff_t j0)
 {
@@ -106,13 +108,17 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
     const real *row[(MR + 2) / 3];   /* every third row has its pointer; the two after it are one and two strides away */
     _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] = a + i * a_row;
     const ptrdiff_t last = q->k < NEAR ? q->k : NEAR;
+    const int whole = ragged == HALF ? nv - 1 : nv;
+    vhalf half[MR];
+    if (ragged == HALF) _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) half[i] = v_low(acc[i][nv - 1]);
     for (int part = 0; part < 2; part++) {
         for (ptrdiff_t p = part == 0 ? q->k - last : last; p > 0; p--) {
             vreal bv[NV];
             _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) bv[v] = WHOLE_PANELS ? v_load(b + v * VL) : LOAD(b, v);
             _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) {
                 const vreal ai = v_set(row[i / 3][i % 3 * a_row]);
-                _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) acc[i][v] = v_fma(ai, bv[v], acc[i][v]);
+                _Pragma("GCC unroll 4") for (int v = 0; v < whole; v++) acc[i][v] = v_fma(ai, bv[v], acc[i][v]);
+                if (ragged == HALF) half[i] = v_fma_half(v_low(ai), v_low(bv[nv - 1]), half[i]);
             }
             _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] += a_col;
             b += b_row;
@@ -120,6 +126,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
         if (part == 0 && far) EACH __builtin_prefetch(c + (mr + i) * ldc + v * VL, 1);
     }
 
+    if (ragged == HALF) _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) acc[i][nv - 1] = v_whole(half[i]);
     if (q->start == FBP_ADD) EACH acc[i][v] += LOAD(c + i * ldc, v);
     if (e && e->bias) EACH acc[i][v] += LOAD(e->bias + j0, v);
     const real *y = e && e->y ? e->y + i0 * e->ldy + j0 : NULL;
@@ -137,7 +144,12 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 /* One function per tile shape, so that the accumulators are registers. */
 #define TILE(mr, nv) \
     static void tile_##mr##_##nv(const fbp_block *q, const real *a, const real *b, real *c, ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0) \
-    { if (nr == (nv) * VL) tile(mr, nv, 0, q, a, b, c, nr, i0, j0); else tile(mr, nv, 1, q, a, b, c, nr, i0, j0); }
+    { \
+        const ptrdiff_t lacks = (nv) * VL - nr; \
+        if (lacks == 0) tile(mr, nv, WHOLE, q, a, b, c, nr, i0, j0); \
+        else if (VBYTES == 64 && lacks >= VL / 2) tile(mr, nv, HALF, q, a, b, c, nr, i0, j0); \
+        else tile(mr, nv, RAGGED, q, a, b, c, nr, i0, j0); \
+    }
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
 #define NAMES(mr) { tile_##mr##_1, tile_##mr##_2 }
 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)

@@ -166,6 +166,26 @@ static ALWAYS_INLINE vreal v_sqrt(vreal a)
 }
 #endif
 
+/* ---- half a vector, where a whole one has 64 bytes ------------------------------------------------------------------ */
+
+#if VBYTES == 64
+typedef real vhalf __attribute__((vector_size(VBYTES / 2)));
+#ifdef FBP_DOUBLE
+static ALWAYS_INLINE vhalf v_low(vreal v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
+static ALWAYS_INLINE vreal v_whole(vhalf v) { return __builtin_shufflevector(v, (vhalf){0}, 0, 1, 2, 3, 4, 5, 6, 7); }
+static ALWAYS_INLINE vhalf v_fma_half(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#else
+static ALWAYS_INLINE vhalf v_low(vreal v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+static ALWAYS_INLINE vreal v_whole(vhalf v) { return __builtin_shufflevector(v, (vhalf){0}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+static ALWAYS_INLINE vhalf v_fma_half(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#endif
+#else
+typedef vreal vhalf;
+static ALWAYS_INLINE vhalf v_low(vreal v) { return v; }
+static ALWAYS_INLINE vreal v_whole(vhalf v) { return v; }
+static ALWAYS_INLINE vhalf v_fma_half(vhalf a, vhalf b, vhalf c) { return v_fma(a, b, c); }
+#endif
+
 /* ---- made of the operators: the same code, hence the same bits, on every instruction set --------------------------- */
 
 static ALWAYS_INLINE vreal v_select(vint mask, vreal yes, vreal no) { return (vreal)((mask & (vint)yes) | (~mask & (vint)no)); }
