@@ -9,7 +9,7 @@ from kernel_cases import isa  # noqa: F401  (a fixture)
 from tolerance import CLOSED_FORM, GRADIENT
 
 import fastbp as fb
-from fastbp import _core, compiler
+from fastbp import _core, compiler, io
 
 # --- the systems of MATH.md §1 --------------------------------------------------------------------------------------
 
@@ -273,6 +273,32 @@ def test_no_gradient_is_overwritten_while_a_late_worker_may_read_it(monkeypatch,
         if written:
             read.clear()
         read |= {y for kind, _, _, y, *_ in stage if kind in (_core.OPERATIONS["dense"], _core.OPERATIONS["parameter"])}
+
+
+def entries(value, path=()):
+    """The paths of everything inside nested dicts and lists"""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from entries(value[key], (*path, key))
+
+
+def test_a_file_with_any_wrong_entry_is_refused_or_of_another_model(tmp_path):
+    x, y, shared = fb.Input(3), fb.Input(2), fb.Linear(3, 4)
+    model = fb.Model([x, y], [fb.tanh(shared(x)) * fb.sum(y) + fb.Parameter(4), shared.transpose()(shared(x))], seed=0)
+    for path in entries(model.config()):
+        for wrong in (None, -1, 10**9, 1.5, "x", [], {}, True, 2**70, [0, 1, 2]):
+            config = copy.deepcopy(model.config())
+            place = config
+            for key in path[:-1]:
+                place = place[key]
+            if place[path[-1]] == wrong:
+                continue
+            place[path[-1]] = wrong
+            (tmp_path / "model").write_bytes(io._serialise(model.state_dict(), config))
+            try:
+                assert fb.load(tmp_path / "model").config() == config   # e.g. another seed
+            except ValueError as error:
+                assert str(error).startswith("path: expected a fastbp model file")
 
 
 def test_a_deep_graph_compiles_trains_and_pickles():

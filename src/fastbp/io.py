@@ -197,7 +197,7 @@ def _tensors(data: bytes) -> dict[str, np.ndarray]:
 def _check_sizes(config: Any, elements: int) -> None:
     """Refuse a config whose layers have more weights than the file holds, before any is allocated.
 
-    A layer has in_features * out_features of them, but none of its own when it is the "same_as" another.
+    A layer has in_features * out_features of them, but none of its own when it is the "same_as" another; a parameter has its shape's.
     """
     pending, declared = [config], 0
     while pending:
@@ -206,6 +206,9 @@ def _check_sizes(config: Any, elements: int) -> None:
             sizes = value.get("in_features"), value.get("out_features")
             if all(isinstance(size, int) for size in sizes):
                 declared += abs(sizes[0] * sizes[1])
+            shape = value.get("shape")
+            if isinstance(shape, list) and all(isinstance(size, int) for size in shape):
+                declared += abs(math.prod(shape))
         if isinstance(value, dict | list):
             pending.extend(value.values() if isinstance(value, dict) else value)
     if declared > elements:

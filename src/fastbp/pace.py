@@ -23,11 +23,11 @@ class Pace:
     WINDOW = 0.1                          # seconds over which the present choice's rate is averaged
     MARGIN = 1.05                         # faster than this counts as faster
 
-    def __init__(self, one: int, team: int, clock: Callable[[], float] = time.monotonic):
-        """Begins with `one` threads; `team`, the other choice, may be the same and may be the smaller."""
-        self.chosen, self.other = one, team
+    def __init__(self, first: int, second: int, clock: Callable[[], float] = time.monotonic):
+        """Two numbers of threads to choose from; begins with the `first`. Where they are equal nothing is ever tried."""
+        self.chosen, self.other = first, second
         self._clock = clock
-        self._rate = {one: 0.0, team: 0.0}  # steps a second, 0: not known
+        self._rate = {first: 0.0, second: 0.0}  # steps a second, 0: not known
         self._rest = self.FIRST_REST
         self._due = math.inf                # time of the next trial
         self._trial: list[float] = []       # its turns still to come
