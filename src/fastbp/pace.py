@@ -15,8 +15,7 @@ class Pace:
     present one has become slower than the other was.
     """
 
-    TRIAL, WAKING = 0.0025, 0.0005        # seconds: of a trial; before it, for sleeping threads to wake up
-    LATE = 0.02                           # a step as long as this has time for a late thread
+    TRIAL, WAKING = 0.0025, 0.04          # seconds: of a trial; before it, until a second core is really there: a virtual one takes tens of ms
     FIRST_REST, LONGEST_REST = 0.05, 1.0  # seconds between trials
     RARITY = 40
     FIRST_STEPS = 8                       # before the first trial
@@ -37,7 +36,7 @@ class Pace:
         """(threads, seconds) of the next turn, which lasts at most this long."""
         self._begin = self._clock()
         if self.chosen != self.other and not self._trial and self._worth_a_trial():
-            wakes = self.other > 1 and self._rate[self.chosen] * self.LATE > 1
+            wakes = self.other > 1 and self._rate[self.chosen] * self.WAKING > 1
             self._trial = [self.WAKING, self.TRIAL] if wakes else [self.TRIAL]
             self._trial_begin = self._begin
         if self._trial:
@@ -58,6 +57,9 @@ class Pace:
             self._new = False
             if self._due == math.inf:
                 self._due = end + max(self._rest, self.FIRST_STEPS / rate)
+            return
+        self._trial[0] -= duration
+        if len(self._trial) > 1 and self._trial[0] > 0:
             return
         del self._trial[0]
         if self._trial:
