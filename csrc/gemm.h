@@ -30,6 +30,8 @@ typedef struct {
 void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch);
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k);
 
+enum { FBP_COLUMNS = 64 };   /* of a vector of column sums: at least a few cache lines to a worker */
+
 /* y (n) = column sums of x (B, n), in chunks of FBP_CHUNK rows like a chunked product. */
 void fbp_column_sums(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, ptrdiff_t ldx, int start, void *y);
 

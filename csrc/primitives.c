@@ -33,10 +33,9 @@ typedef struct {
 
 static void run_columns(const fbp_worker *w, void *argument)
 {
-    enum { COLUMNS = 64 };   /* at least a few cache lines each */
     const map_call *c = argument;
     ptrdiff_t j, end;
-    fbp_share(w, c->width, COLUMNS, &j, &end);
+    fbp_share(w, c->width, FBP_COLUMNS, &j, &end);
     if (j < end) fbp_column_sums(c->t, c->n, end - j, fbp_at(c->t, c->x, j), c->width, FBP_STORE, fbp_at(c->t, c->y, j));
 }
 

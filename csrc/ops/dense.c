@@ -85,11 +85,10 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
 /* db = 1ᵀ dy, for a vector of parameters that is added to, or is, every row. */
 void fbp_vector_gradients(const fbp_frame *f, const fbp_op *op, ptrdiff_t at, int db, int last, const fbp_worker *w)
 {
-    enum { COLUMNS = 64 };   /* at least a few cache lines to a worker */
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t O = f->program->value[op->y].width;
     ptrdiff_t j, end;
-    fbp_share(w, O, COLUMNS, &j, &end);
+    fbp_share(w, O, FBP_COLUMNS, &j, &end);
     if (j == end) return;
     fbp_column_sums(t, f->rows, end - j, fbp_at(t, f->gradient[op->y], j), O, db == FBP_MORE ? FBP_ADD : FBP_STORE, fbp_at(t, f->grads, at + j));
     if (f->update && last) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, at), at + j, end - j);

@@ -164,10 +164,6 @@ class Model:
                 raise ValueError(f"{name}[{i}] must have as many rows as {name}[0], {len(parts[0])}, got {len(part)}")
         return np.ascontiguousarray(np.hstack(parts)) if len(parts) > 1 else parts[0]
 
-    def _apart(self, matrix: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
-        """A matrix per output, or input: columns of one that nobody else has."""
-        return np.split(matrix, np.cumsum(widths)[:-1], axis=1)
-
     @property
     def output_widths(self) -> list[int] | None:
         """Features of each output of a model that was made with a list of outputs, else None."""
@@ -292,7 +288,7 @@ class Model:
             if out is not None:
                 return out
         out = self.predict_matrix(self.matrix("x", x))
-        return self._apart(out, self._output_widths) if self._lists[1] else out
+        return _apart(out, self._output_widths) if self._lists[1] else out
 
     def predict_matrix(self, x: np.ndarray) -> np.ndarray:
         """`predict` for an x that `matrix` has made: all outputs as columns of one array."""
@@ -323,7 +319,7 @@ class Model:
         self._pending = program
         self._pending_shape = out.shape
         self.steps += training
-        return self._apart(out, self._output_widths) if self._lists[1] else out
+        return _apart(out, self._output_widths) if self._lists[1] else out
 
     def backward(self, dout: Any) -> Any:
         """Fills `gradients` from dL/df (B, out) of the last `forward` (equations BP1 to BP4); returns dL/dx (B, in), fresh.
@@ -340,7 +336,7 @@ class Model:
                               for i, (part, width) in enumerate(zip(dout, self._output_widths, strict=True))])
         dout = arrays.matrix("dout", dout, self._dtype, columns=columns, rows=rows)
         dx = self._pending.backward(self._flat_parameters, self._flat_gradients, dout)
-        return self._apart(dx, self._input_widths) if self._lists[0] else dx
+        return _apart(dx, self._input_widths) if self._lists[0] else dx
 
     def jacobian(self, x: Any) -> np.ndarray:
         """d f(x)_o / d x_i for every row: (B, out, in), in evaluation mode, by one backward pass per output. `gradients` stay as they are. With
@@ -436,6 +432,11 @@ def _table(model: Model, header: Sequence[str], rows: Sequence[Sequence[str]], t
         return "  ".join(cells).rstrip()
 
     return "\n".join([title, line(header), *map(line, rows), f"{count:,} parameters, {human}"])
+
+
+def _apart(matrix: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+    """A matrix per output, or input: columns of one that nobody else has."""
+    return np.split(matrix, np.cumsum(widths)[:-1], axis=1)
 
 
 def _full_name(name: str, part: str) -> str:

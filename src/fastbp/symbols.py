@@ -41,8 +41,8 @@ class Layer:
         return {}
 
     def initial(self, part: str, rng: np.random.Generator) -> Any:
-        """Initial values of a parameter."""
-        raise NotImplementedError
+        """Initial values of one of `shapes`; KeyError for another."""
+        raise KeyError(part)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data."""
