@@ -14,6 +14,10 @@ static const struct { fbp_driver *forward, *backward, *gradients; } drivers[FBP_
     [FBP_PLACE] = {fbp_place_forward, fbp_place_backward, NULL},
     [FBP_PICK] = {fbp_pick_forward, fbp_pick_backward, NULL},
     [FBP_PARAMETER] = {fbp_parameter_forward, fbp_parameter_backward, fbp_parameter_gradients},
+    [FBP_LAYERNORM] = {fbp_layernorm_forward, fbp_layernorm_backward, NULL},
+    [FBP_BATCHNORM] = {fbp_batchnorm_forward, fbp_batchnorm_backward, NULL},
+    [FBP_SCALE] = {fbp_scale_forward, fbp_scale_backward, fbp_scale_gradients},
+    [FBP_EMBEDDING] = {fbp_embedding_forward, fbp_embedding_backward, fbp_embedding_gradients},
 };
 
 /* The elementwise kinds. */
@@ -51,7 +55,7 @@ size_t fbp_frame_bytes(const fbp_program *p, int threads)
 fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
 {
     char *arena = (char *)memory + pointer_bytes(p);
-    fbp_frame f = {.program = p, .value = memory, .gradient = (void **)memory + p->values, .scratch = arena + arena_bytes(p)};
+    fbp_frame f = {.program = p, .value = memory, .gradient = (void **)memory + p->values, .arena = arena, .scratch = arena + arena_bytes(p)};
     for (int v = 0; v < p->values; v++) {
         f.value[v] = p->value[v].offset < 0 ? NULL : fbp_at(p->table, arena, p->value[v].offset);
         f.gradient[v] = p->value[v].gradient < 0 ? NULL : fbp_at(p->table, arena, p->value[v].gradient);
@@ -72,6 +76,14 @@ static void forward(const fbp_frame *f, const fbp_worker *w)
         else drivers[op->kind].forward(f, op, w);
         fbp_barrier(w);
     }
+}
+
+/* After a training pass: running statistics move towards those of the batch. */
+static void statistics(const fbp_frame *f, const fbp_worker *w)
+{
+    const fbp_program *p = f->program;
+    if (!p->statistics || !f->training) return;
+    for (const fbp_op *op = p->op; op < p->op + p->ops; op++) if (op->kind == FBP_BATCHNORM) fbp_batchnorm_statistics(f, op, w);
 }
 
 /* From the loss' gradient by the output, which is in place, back to the input (equations BP1 to BP4). */
@@ -105,7 +117,11 @@ int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
     return fbp_threads_for(p->work_per_row * (double)rows * passes);
 }
 
-static void run_forward(const fbp_worker *w, void *frame) { forward(frame, w); }
+static void run_forward(const fbp_worker *w, void *frame)
+{
+    forward(frame, w);
+    statistics(frame, w);
+}
 void fbp_forward(fbp_frame *f, int threads) { fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, run_forward, f); }
 
 static void run_backward(const fbp_worker *w, void *frame) { backward(frame, w); }
@@ -249,6 +265,7 @@ static void train(const fbp_worker *w, void *argument)
             if (w->part == 0) r->batch = b, r->status = FBP_LOSS_NOT_FINITE;
             return;
         }
+        statistics(&f, w);
         fbp_step step = fbp_step_begin(o, r->lr[b], ++steps);
         step.grads = f.grads, step.params = r->params, step.state1 = r->state1, step.state2 = r->state2;
         f.update = rides ? &step : NULL;

@@ -15,6 +15,9 @@ enum fbp_op_kind {
     FBP_SUM, FBP_EXPAND,           /* over the features of a row: many to one, one to many; each is the other's backward */
     FBP_PLACE, FBP_PICK,           /* x becomes columns [at, at + width) of y; y is those columns of x */
     FBP_PARAMETER,                 /* every row of y is the parameter */
+    FBP_LAYERNORM, FBP_BATCHNORM,  /* y = (x - mean) / sqrt(var + alpha) over a row; over a column of the batch, or with its running statistics */
+    FBP_SCALE,                     /* y = x w + b, one w and b per column */
+    FBP_EMBEDDING,                 /* y = the rows of w whose numbers x holds, side by side */
     FBP_OP_KINDS
 };
 
@@ -33,10 +36,12 @@ typedef struct {
     int last_w, last_b;            /* 1: nothing is added to dw, db after this, and nobody reads the weight, the bias any more */
     int closes;                    /* 1: dy is to be multiplied by act'(y) first: no reader of y did so */
     int transposed;                /* 1: the weight lies as (I, O) */
-    ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none */
-    ptrdiff_t at;                  /* place, pick: the first column */
-    double alpha, beta, dalpha, zalpha;    /* parameters of act, dact, zact; dropout: the probability */
-    int stream;                    /* dropout: the layer's number */
+    ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none. Batchnorm: of running mean and variance */
+    ptrdiff_t at;                  /* place, pick: the first column; embedding: the rows of w; batchnorm: offset of the count of batches */
+    ptrdiff_t room;                /* offset in the arena of what the operation keeps for its backward; -1: nothing */
+    double alpha, beta, dalpha, zalpha;    /* parameters of act, dact, zact; dropout: the probability; norms: eps; batchnorm's beta: momentum,
+                                            * below 0: 1 / count of batches */
+    int stream;                    /* dropout: the layer's number; batchnorm: which use of its layer this is, from 1 */
     int stage;                     /* operations of one stage are elementwise over as many elements: done together, block by block */
 } fbp_op;
 
@@ -52,6 +57,7 @@ typedef struct {
     const fbp_op *op;
     int input, output;
     int complete;                  /* 1: the operations read all parameters */
+    int statistics;                /* 1: a training pass changes running statistics */
     int output_act;                /* activation fused into the op that made the output: the loss' gradient passes through it */
     double output_alpha;
     ptrdiff_t capacity;            /* rows that the arena holds */
@@ -109,6 +115,7 @@ typedef struct {
 typedef struct {
     const fbp_program *program;
     void **value, **gradient;      /* one pointer per value */
+    void *arena;
     const void *params;
     void *grads;
     ptrdiff_t rows;

@@ -30,6 +30,37 @@ def dropout_backward(dy, mask, p):
     return dy * mask / (1 - p)
 
 
+def standardise_forward(x, axis, eps=1e-5):
+    """y = (x - mean) / √(var + eps), mean and biased variance along an axis: 1 of a layer norm, 0 of a batch norm"""
+    return (x - x.mean(axis=axis, keepdims=True)) / np.sqrt(x.var(axis=axis, keepdims=True) + eps)
+
+
+def standardise_backward(x, dy, axis, eps=1e-5):
+    """dx = (dy - mean(dy) - y mean(dy y)) / √(var + eps), means along the same axis"""
+    y = standardise_forward(x, axis, eps)
+    centred = dy - dy.mean(axis=axis, keepdims=True) - y * (dy * y).mean(axis=axis, keepdims=True)
+    return centred / np.sqrt(x.var(axis=axis, keepdims=True) + eps)
+
+
+def running(old, batch, momentum=0.1):
+    """(1 - momentum) old + momentum batch"""
+    return (1 - momentum) * old + momentum * batch
+
+
+def embedding_forward(numbers, w):
+    """y = rows of w, side by side: (B, k), (n, d) -> (B, k d)"""
+    return w[numbers].reshape(len(numbers), -1)
+
+
+def embedding_backward(numbers, w, dy):
+    """dw: row r is the sum of dy over the places that hold r"""
+    dw = np.zeros_like(w)
+    for row, parts in zip(numbers, dy):
+        for number, part in zip(row, parts.reshape(len(row), -1)):
+            dw[number] += part
+    return dw
+
+
 # --- activations ------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,14 @@ CONVERGED = 1e-9
 # ½ |C''| of a cross-entropy through bounded activations: what remains of a change of the cost after its first order.
 SECOND_ORDER = 1.0
 
+def standardised(dtype, n):
+    """Absolute error of n standardised values and of their gradients, inputs of order 1: the mean and the variance are sums of n terms, each off by
+    gauge_bound of a gauge of about 2, a handful of roundings follow, and dividing by √(var + eps) magnifies by at most 1/√eps where n values are all
+    but equal. The tests draw values of spread 1, whose variance over n >= 2 is above 1/100: a factor of 10.
+    """
+    return 10 * 8 * gauge_bound(dtype, n)
+
+
 # Standard deviations a random frequency may be off: beyond six, one draw in 5e8.
 SIGMAS = 6
 

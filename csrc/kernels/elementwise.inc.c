@@ -213,6 +213,30 @@ static void dropout(ptrdiff_t n, const real *x, double p, uint64_t key, uint64_t
     }
 }
 
+/* ---- sums in double over LANES accumulators ------------------------------------------------------------------------ */
+
+static double sum(ptrdiff_t n, const real *x)
+{
+    double lane[LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l];
+    for (; i < n; i++) lane[i % LANES] += (double)x[i];
+    return lanes_sum(lane);
+}
+
+static ALWAYS_INLINE double dot(ptrdiff_t n, const real *x, const real *y)
+{
+    double lane[LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l] * (double)y[i + l];
+    for (; i < n; i++) lane[i % LANES] += (double)x[i] * (double)y[i];
+    return lanes_sum(lane);
+}
+
+static double sum_of_squares(ptrdiff_t n, const real *x) { return dot(n, x, x); }
+
 /* ---- softmax by rows: y = e^(x - max) / sum. dx = y * (dy - sum(dy * y)). ------------------------------------------- */
 
 static ALWAYS_INLINE void lanes_add(double *lane, ptrdiff_t at, vreal v)
@@ -250,8 +274,6 @@ static double row_exp(ptrdiff_t n, const real *x, real max, real *e)
     }
     return lanes_sum(lane);
 }
-
-static double sum(ptrdiff_t n, const real *x);
 
 static void row_sums(ptrdiff_t B, ptrdiff_t n, const real *x, int add, real *y)
 {
@@ -296,36 +318,12 @@ static void softmax_forward(ptrdiff_t B, ptrdiff_t n, const real *x, real *y)
 static void softmax_backward(ptrdiff_t B, ptrdiff_t n, const real *y, const real *dy, int add, real *dx)
 {
     for (ptrdiff_t i = 0; i < B; i++, y += n, dy += n, dx += n) {
-        double lane[LANES] = {0};
-        for (ptrdiff_t j = 0; j < n; j++) lane[j % LANES] += (double)y[j] * (double)dy[j];
-        const real dot = (real)lanes_sum(lane);
+        const real mean = (real)dot(n, y, dy);
         for (ptrdiff_t j = 0; j < n; j++) {
-            const real d = y[j] * (dy[j] - dot);
+            const real d = y[j] * (dy[j] - mean);
             dx[j] = add ? dx[j] + d : d;
         }
     }
-}
-
-/* ---- sums in double over LANES accumulators ------------------------------------------------------------------------ */
-
-static double sum(ptrdiff_t n, const real *x)
-{
-    double lane[LANES] = {0};
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l];
-    for (; i < n; i++) lane[i % LANES] += (double)x[i];
-    return lanes_sum(lane);
-}
-
-static double sum_of_squares(ptrdiff_t n, const real *x)
-{
-    double lane[LANES] = {0};
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] += (double)x[i + l] * (double)x[i + l];
-    for (; i < n; i++) lane[i % LANES] += (double)x[i] * (double)x[i];
-    return lanes_sum(lane);
 }
 
 /* Index of the first NaN or infinity, or -1: x - x is 0 for a finite x and NaN otherwise. */

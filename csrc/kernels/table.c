@@ -8,6 +8,7 @@
 #include "math.inc.c"
 #include "elementwise.inc.c"
 #include "gemm.inc.c"
+#include "norm.inc.c"
 #include "loss.inc.c"
 #include "optim.inc.c"
 

@@ -77,6 +77,7 @@ typedef struct {
     X(void, block, (const fbp_block *p)) \
     X(void, strips, (const fbp_block *p))   /* m <= 3 rows stored, B not in panels but by columns: b[p + j*b_panel] */ \
     X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
+    X(void, column_products, (ptrdiff_t B, ptrdiff_t n, const R *x, const R *z, ptrdiff_t ldx, int start, R *y)) \
     /* elementwise.inc.c: `add` accumulates into dx instead of storing; s is y or x, whichever f' wants */ \
     X(void, act_forward, (int act, ptrdiff_t n, const R *x, double alpha, R *y)) \
     X(void, act_backward, (int act, ptrdiff_t n, const R *s, const R *dy, double alpha, int add, R *dx)) \
@@ -92,6 +93,14 @@ typedef struct {
     X(double, sum_of_squares, (ptrdiff_t n, const R *x)) \
     X(double, sum, (ptrdiff_t n, const R *x)) \
     X(ptrdiff_t, first_nonfinite, (ptrdiff_t n, const R *x)) \
+    /* norm.inc.c */ \
+    X(void, standardise_rows, (ptrdiff_t B, ptrdiff_t n, const R *x, double eps, R *r, R *y)) \
+    X(void, standardise_rows_backward, (ptrdiff_t B, ptrdiff_t n, const R *y, const R *r, const R *dy, int add, R *dx)) \
+    X(void, standardise_columns, (ptrdiff_t B, ptrdiff_t n, ptrdiff_t ld, const R *x, int given, double eps, R *mean, R *var, R *r, R *y)) \
+    X(void, standardise_columns_backward, (ptrdiff_t B, ptrdiff_t n, ptrdiff_t ld, const R *y, const R *r, const R *dy, int given, R *mean, R *slope, int add, R *dx)) \
+    X(void, scale_columns, (ptrdiff_t B, ptrdiff_t n, ptrdiff_t ld, const R *x, const R *w, const R *b, int add, R *y)) \
+    X(void, take_rows, (ptrdiff_t n, const R *x, ptrdiff_t rows, ptrdiff_t width, const R *w, R *y)) \
+    X(void, add_rows, (ptrdiff_t n, const R *x, ptrdiff_t first, ptrdiff_t last, ptrdiff_t width, const R *dy, R *dw)) \
     /* loss.inc.c: returns the sum of w*l over the rows; dp = w * dl/dp * factor (dp may be NULL) */ \
     X(double, loss, (int kind, ptrdiff_t B, ptrdiff_t n, const R *p, const R *t, const R *w, double param, double factor, R *dp)) \
     X(double, cross_entropy, (ptrdiff_t B, ptrdiff_t n, const R *s, const R *t, const int64_t *label, const R *w, double smoothing, double factor, R *ds)) \

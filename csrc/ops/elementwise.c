@@ -11,8 +11,7 @@ void fbp_close_gradient(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, 
     t->act_backward(act, end - i, fbp_at(t, s, i), fbp_at(t, g, i), alpha, 0, fbp_at(t, g, i));
 }
 
-/* Closes the gradient of a value over elements that this worker has just written. */
-static void close_range(const fbp_frame *f, int value, int act, double alpha, ptrdiff_t i, ptrdiff_t end)
+void fbp_close_range(const fbp_frame *f, int value, int act, double alpha, ptrdiff_t i, ptrdiff_t end)
 {
     const fbp_kernels *t = f->program->table;
     if (act == FBP_IDENTITY) return;
@@ -50,7 +49,7 @@ void fbp_activation_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, 
     const int from_input = op->act >= FBP_SOFTPLUS;
     t->act_backward(op->act, end - i, fbp_at(t, f->value[from_input ? op->x : op->y], i), fbp_at(t, f->gradient[op->y], i), op->alpha,
                     op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
-    close_range(f, op->x, op->dact, op->dalpha, i, end);
+    fbp_close_range(f, op->x, op->dact, op->dalpha, i, end);
 }
 
 void fbp_softmax_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
@@ -71,7 +70,7 @@ void fbp_softmax_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker
     fbp_share(w, f->rows, 16, &i, &end);
     t->softmax_backward(end - i, n, fbp_at(t, f->value[op->y], i * n), fbp_at(t, f->gradient[op->y], i * n), op->dx == FBP_MORE,
                         fbp_at(t, f->gradient[op->x], i * n));
-    close_range(f, op->x, op->dact, op->dalpha, i * n, end * n);
+    fbp_close_range(f, op->x, op->dact, op->dalpha, i * n, end * n);
 }
 
 /* The bits depend on the seed, the step, the layer and the element, and on nothing else. */
@@ -97,7 +96,7 @@ void fbp_dropout_forward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrd
 void fbp_dropout_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
 {
     dropout(f, op, f->gradient[op->y], op->dx == FBP_MORE, f->gradient[op->x], i, end);
-    close_range(f, op->x, op->dact, op->dalpha, i, end);
+    fbp_close_range(f, op->x, op->dact, op->dalpha, i, end);
 }
 
 /* ---- of the graph: arithmetic on values, and columns of values ------------------------------------------------------------ */
@@ -115,8 +114,8 @@ void fbp_binary_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrd
     const void *x = fbp_at(t, f->value[op->x], i), *z = fbp_at(t, f->value[op->z], i), *dy = fbp_at(t, f->gradient[op->y], i);
     if (op->dx != FBP_UNWANTED) t->binary_backward(op->act, 0, end - i, x, z, dy, op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
     if (op->dz != FBP_UNWANTED) t->binary_backward(op->act, 1, end - i, x, z, dy, op->dz == FBP_MORE, fbp_at(t, f->gradient[op->z], i));
-    close_range(f, op->x, op->dact, op->dalpha, i, end);
-    close_range(f, op->z, op->zact, op->zalpha, i, end);
+    fbp_close_range(f, op->x, op->dact, op->dalpha, i, end);
+    fbp_close_range(f, op->z, op->zact, op->zalpha, i, end);
 }
 
 void fbp_affine_forward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end)
@@ -129,7 +128,7 @@ void fbp_affine_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrd
 {
     const fbp_kernels *t = f->program->table;
     t->affine(end - i, op->alpha, 0, fbp_at(t, f->gradient[op->y], i), op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
-    close_range(f, op->x, op->dact, op->dalpha, i, end);
+    fbp_close_range(f, op->x, op->dact, op->dalpha, i, end);
 }
 
 /* `many` (B, n) and `one` (B, 1): the rows that are this worker's. */

@@ -14,6 +14,10 @@ fbp_driver fbp_expand_forward, fbp_expand_backward;
 fbp_driver fbp_place_forward, fbp_place_backward;
 fbp_driver fbp_pick_forward, fbp_pick_backward;
 fbp_driver fbp_parameter_forward, fbp_parameter_backward, fbp_parameter_gradients;
+fbp_driver fbp_layernorm_forward, fbp_layernorm_backward;
+fbp_driver fbp_batchnorm_forward, fbp_batchnorm_backward, fbp_batchnorm_statistics;
+fbp_driver fbp_scale_forward, fbp_scale_backward, fbp_scale_gradients;
+fbp_driver fbp_embedding_forward, fbp_embedding_backward, fbp_embedding_gradients;
 
 /* Elementwise: over elements [i, end) of the values. */
 typedef void fbp_range_driver(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end);
@@ -29,8 +33,10 @@ void fbp_stage_backward(const fbp_frame *f, const fbp_op *first, const fbp_op *l
 
 void fbp_vector_gradients(const fbp_frame *f, const fbp_op *op, ptrdiff_t at, int db, int last, const fbp_worker *w);
 
-/* g (rows, width) *= act'(s), in place: closes a gradient with the activation of the op that made its value. */
+/* g (rows, width) *= act'(s), in place: closes a gradient with the activation of the op that made its value. The same over elements
+ * [i, end) of a value that this worker has just written. */
 void fbp_close_gradient(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, int act, double alpha, const void *s, void *g);
+void fbp_close_range(const fbp_frame *f, int value, int act, double alpha, ptrdiff_t i, ptrdiff_t end);
 
 /* Loss: partial sums of w*l by chunks of rows, dp = dL/dp; then every worker may ask for the total. */
 double fbp_loss_factor(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, const void *w);

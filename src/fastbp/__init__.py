@@ -7,7 +7,8 @@ from .gradcheck import check_gradients
 from .graph import Model, Sequential
 from .io import load
 from .layers import (
-    ELU, GELU, Dropout, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh, cos, exp, log, relu, sigmoid, sin, sqrt, square, tanh,
+    ELU, GELU, BatchNorm1d, Dropout, Embedding, Identity, LayerNorm, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh, cos, exp, log, relu,
+    sigmoid, sin, sqrt, square, tanh,
 )
 from .losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss
 from .optim import SGD, Adam, AdamW
@@ -18,8 +19,8 @@ from .training import History, minibatches
 __version__ = _version()
 
 __all__ = [
-    "ELU", "GELU", "SGD", "Adam", "AdamW", "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "Dropout", "EarlyStopping", "History", "HuberLoss",
-    "Identity", "Input", "L1Loss", "LeakyReLU", "Linear", "MSELoss", "Model", "ModelCheckpoint", "Parameter", "ReLU", "ReduceLROnPlateau",
+    "ELU", "GELU", "SGD", "Adam", "AdamW", "BCELoss", "BCEWithLogitsLoss", "BatchNorm1d", "CrossEntropyLoss", "Dropout", "EarlyStopping", "Embedding",
+    "History", "HuberLoss", "Identity", "Input", "L1Loss", "LayerNorm", "LeakyReLU", "Linear", "MSELoss", "Model", "ModelCheckpoint", "Parameter", "ReLU", "ReduceLROnPlateau",
     "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "check_gradients", "concat", "cos", "exp", "get_num_threads", "kernels", "load",
     "log", "minibatches", "num_threads", "relu", "schedules", "set_num_threads", "show_config", "sigmoid", "sin", "sqrt", "square", "sum", "tanh",
 ]

@@ -38,7 +38,7 @@ cdef extern from "fastbp.h" nogil:
     enum: FBP_MSE, FBP_L1, FBP_HUBER, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY
     enum: FBP_STORE
     enum: FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT, FBP_BINARY, FBP_AFFINE, FBP_SUM, FBP_EXPAND, FBP_PLACE, FBP_PICK
-    enum: FBP_PARAMETER, FBP_OP_KINDS
+    enum: FBP_PARAMETER, FBP_LAYERNORM, FBP_BATCHNORM, FBP_SCALE, FBP_EMBEDDING, FBP_OP_KINDS
     enum: FBP_UNWANTED, FBP_FIRST, FBP_MORE
     enum: FBP_SGD, FBP_ADAM
     enum: FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
@@ -71,7 +71,7 @@ cdef extern from "fastbp.h" nogil:
 
     ctypedef struct fbp_op:
         int kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed
-        ptrdiff_t weight, bias, at
+        ptrdiff_t weight, bias, at, room
         double alpha, beta, dalpha, zalpha
         int stream, stage
     ctypedef struct fbp_value:
@@ -81,7 +81,7 @@ cdef extern from "fastbp.h" nogil:
         int values, ops
         const fbp_value *value
         const fbp_op *op
-        int input, output, complete, output_act
+        int input, output, complete, statistics, output_act
         double output_alpha
         ptrdiff_t capacity, arena
         size_t scratch
@@ -162,7 +162,7 @@ ACTIVATIONS = {"identity": FBP_IDENTITY, "relu": FBP_RELU, "leaky_relu": FBP_LEA
 LOSSES = {"mse": FBP_MSE, "l1": FBP_L1, "huber": FBP_HUBER, "bce": FBP_BCE, "bce_logits": FBP_BCE_LOGITS, "cross_entropy": FBP_CROSS_ENTROPY}
 OPERATIONS = {"dense": FBP_DENSE, "activation": FBP_ACTIVATION, "softmax": FBP_SOFTMAX, "dropout": FBP_DROPOUT,
               "binary": FBP_BINARY, "affine": FBP_AFFINE, "sum": FBP_SUM, "expand": FBP_EXPAND, "place": FBP_PLACE, "pick": FBP_PICK,
-              "parameter": FBP_PARAMETER}
+              "parameter": FBP_PARAMETER, "layernorm": FBP_LAYERNORM, "batchnorm": FBP_BATCHNORM, "scale": FBP_SCALE, "embedding": FBP_EMBEDDING}
 UNWANTED, FIRST, MORE = FBP_UNWANTED, FBP_FIRST, FBP_MORE
 RUNNING, DONE, LOSS_NOT_FINITE, PARAMETER_NOT_FINITE = FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
 
@@ -415,7 +415,7 @@ cdef class Program:
 
     values      (width, offset of the value, offset of its gradient; -1: none)
     operations  (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha,
-                beta, dalpha, zalpha, stream, stage)
+                beta, dalpha, zalpha, stream, room, stage)
     complete    whether the operations read all parameters
     """
     cdef fbp_program c
@@ -432,8 +432,8 @@ cdef class Program:
     def __cinit__(self, dtype, values, operations, int input, int output, bint complete, int output_act, double output_alpha, ptrdiff_t capacity,
                   ptrdiff_t arena, double work_per_row, ptrdiff_t parameters):
         cdef int i, n = len(values)
-        cdef ptrdiff_t width, most, X, Y, Z
-        cdef bint fits
+        cdef ptrdiff_t width, most, most_bias, kept, X, Y, Z
+        cdef bint fits, statistics = False
         self.type = type_of(dtype)
         self.capacity = capacity
         self.parameters = parameters
@@ -446,26 +446,32 @@ cdef class Program:
             self.value[i] = fbp_value(width, offset, gradient)
         for i, operation in enumerate(operations):
             (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha, zalpha,
-             stream, stage) = operation
+             stream, room, stage) = operation
             if not (0 <= x < n and 0 <= z < n and 0 <= y < n and 0 <= kind < FBP_OP_KINDS):
                 raise ValueError(f"operation {i} is malformed")
             X, Z, Y = self.value[<int>x].width, self.value[<int>z].width, self.value[<int>y].width
-            most = X * Y if kind == FBP_DENSE else Y if kind == FBP_PARAMETER else 0
+            if kind == FBP_EMBEDDING and (at < 1 or Y % X):
+                raise ValueError(f"operation {i} does not fit the widths of its values")
+            most = X * Y if kind == FBP_DENSE else Y if kind in (FBP_PARAMETER, FBP_SCALE, FBP_BATCHNORM) else at * (Y // X) if kind == FBP_EMBEDDING else 0
             if most and (weight < 0 or weight + most > parameters or bias < -1 or bias + Y > parameters):
                 raise ValueError(f"operation {i} reads outside the parameters")
+            kept = capacity if kind == FBP_LAYERNORM else 5 * Y + 1 if kind == FBP_BATCHNORM else 0
+            if kept and (room < 0 or room + kept > arena or kind == FBP_BATCHNORM and (bias < 0 or not 0 <= at < parameters)):
+                raise ValueError(f"operation {i} has no room")
             if kind == FBP_SUM: fits = Y == 1
             elif kind == FBP_EXPAND: fits = X == 1
             elif kind == FBP_PLACE: fits = 0 <= at <= Y - X
             elif kind == FBP_PICK: fits = 0 <= at <= X - Y
             elif kind == FBP_BINARY: fits = X == Y and Z == Y
-            else: fits = kind == FBP_DENSE or X == Y
+            else: fits = kind in (FBP_DENSE, FBP_EMBEDDING) or X == Y
             if not fits:
                 raise ValueError(f"operation {i} does not fit the widths of its values")
-            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha,
-                                zalpha, stream, stage)
+            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, room, alpha, beta,
+                                dalpha, zalpha, stream, stage)
+            statistics |= kind == FBP_BATCHNORM
         if not (0 <= input < n and 0 <= output < n):
             raise ValueError("the program has no input or no output")
-        self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, output, complete, output_act, output_alpha,
+        self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, output, complete, statistics, output_act, output_alpha,
                              capacity, arena, 0, work_per_row)
         self.c.scratch = fbp_program_scratch(self.c.table, self.c.ops, self.op, self.value, capacity)
         self.inputs = self.value[input].width

@@ -54,12 +54,14 @@ class _Op:
         return tuple(v for v in (self.x, self.z) if v >= 0)
 
 
-CLOSERS = {"dense", "activation", "softmax", "dropout", "binary", "affine"}   # operations that can multiply dx by the derivative of what made x
+TRAINED = {"dense", "parameter", "scale", "embedding"}   # operations with parameters of their own
+CLOSERS = {"dense", "activation", "softmax", "dropout", "binary", "affine", "layernorm"}   # operations that can multiply dx by the derivative of what made x
 POINTWISE = {"activation", "dropout", "binary", "affine"}   # element i of the result needs element i of the operands, and nothing else
 
 
-def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_Op], int]:
-    """Operations that compute node `output`, and the number of the value that holds it. Value i belongs to node i.
+def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_Op], int, list[int]]:
+    """Operations that compute node `output`, the number of the value that holds it, and the widths of all values. Value i belongs to node i;
+    values within a node follow.
 
     Fusion: an activation moves into the dense operation whose result only it reads, unless training needs that result for the
     derivative. Identity, and Dropout outside training, vanish: their readers read what they read.
@@ -75,6 +77,8 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
     same: dict[int, int] = {}   # node -> the value it is
     made_by: dict[int, int] = {}   # value -> index of its operation
     operations: list[_Op] = []
+    widths = [node.width for node in nodes]
+    uses: dict[Any, int] = {}
     for y in sorted(needed):
         node, layer = nodes[y], nodes[y].layer
         if layer is None:
@@ -91,8 +95,19 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
                 operations.append(_Op("place", x, y, at=at))
                 at += nodes[x].width
             continue
-        if layer.operation == "dense":
-            operation = _Op("dense", reads[0], y, layer=layer)
+        if layer.operation in ("layernorm", "batchnorm"):   # standardise, then a factor and a summand per column
+            standard = y
+            if layer.affine:
+                standard = len(widths)
+                widths.append(node.width)
+            uses[layer] = uses.get(layer, 0) + 1
+            operations.append(_Op(layer.operation, reads[0], standard, alpha=layer.eps, beta=layer.alpha, layer=layer, stream=uses[layer]))
+            if layer.affine:
+                operations.append(_Op("scale", standard, y, layer=layer))
+            made_by[y] = len(operations) - 1
+            continue
+        if layer.operation in ("dense", "embedding"):
+            operation = _Op(layer.operation, reads[0], y, layer=layer, at=getattr(layer, "at", 0))
         elif layer.operation == "parameter":
             operation = _Op("parameter", y, y, layer=layer)
         elif layer.operation == "binary":
@@ -110,7 +125,7 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
             operation = _Op(layer.operation, reads[0], y, alpha=layer.alpha, beta=getattr(layer, "beta", 0.0), at=getattr(layer, "at", 0), stream=y)
         made_by[y] = len(operations)
         operations.append(operation)
-    return operations, same[output]
+    return operations, same[output], widths
 
 
 def _plan(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> tuple[dict[int, int], int]:
@@ -129,13 +144,13 @@ def _plan(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> tup
 
 
 def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capacity: int, training: bool,
-                  places: Mapping[Any, tuple[int, int]], parameters: int, input_gradient: bool = False) -> _core.Program:
+                  places: Mapping[Any, Mapping[str, int]], parameters: int, input_gradient: bool = False) -> _core.Program:
     """The program that computes node `output` of `nodes` from its input, for at most `capacity` rows at once.
 
-    places: layer -> offsets of weight and bias (-1: none) in the flat parameters, which have `parameters` elements.
+    places: layer -> name of a parameter -> its offset in the flat parameters, which have `parameters` elements.
     input_gradient: backward also computes dL/dinput.
     """
-    operations, out = lower(nodes, output, training=training)
+    operations, out, width = lower(nodes, output, training=training)
     input = next(i for i, node in enumerate(nodes) if node.layer is None)
     unit = 64 // np.dtype(dtype).itemsize
     count = len(operations)
@@ -143,7 +158,7 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
     # Which values have a gradient anybody asked for: those that depend on parameters, and the input when wanted.
     wanted = {input: input_gradient}
     for op in operations:
-        wanted[op.y] = wanted.get(op.y, False) or op.layer is not None or any(wanted[v] for v in op.reads)
+        wanted[op.y] = wanted.get(op.y, False) or op.kind in TRAINED or any(wanted[v] for v in op.reads)
     first_reader: dict[int, int] = {}
     last_reader: dict[int, int] = {}
     maker: dict[int, int] = {}   # the first one, of a value that is put together
@@ -176,7 +191,7 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
     # Elementwise operations on as many elements that follow each other make one stage: they run block by block, at the same time.
     stage: list[int] = []
     for i, op in enumerate(operations):
-        joins = i > 0 and {op.kind, operations[i - 1].kind} <= POINTWISE and nodes[op.y].width == nodes[operations[i - 1].y].width
+        joins = i > 0 and {op.kind, operations[i - 1].kind} <= POINTWISE and width[op.y] == width[operations[i - 1].y]
         stage.append(stage[-1] if joins else i)
 
     # Time runs 0..count-1 forward, by stages; backward passes a stage at time 2*count - stage. Its dy may still be read, to make dw, until all
@@ -186,24 +201,36 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
         return 2 * count - following
 
     values = {input} | set(maker)
-    size = {v: -(-nodes[v].width * capacity // unit) * unit for v in values}
+    size: dict[Any, int] = {v: -(-width[v] * capacity // unit) * unit for v in values}
+    rooms = {("room", i): {"layernorm": capacity, "batchnorm": 5 * width[op.y] + 1}[op.kind] for i, op in enumerate(operations)
+             if op.kind in ("layernorm", "batchnorm")}
+    size |= {key: -(-elements // unit) * unit for key, elements in rooms.items()}
     end = 2 * count + 1
     if training:
-        lives = {v: (-1, end) for v in values}
+        lives: dict[Any, tuple[int, int]] = {key: (-1, end) for key in [*values, *rooms]}
         gradient_lives = {}
         for v in values:
             if v == out or wanted[v]:
                 birth = count if v == out else 2 * count - stage[last_reader[v]]
                 gradient_lives[v] = birth, end if v == input or v not in maker else settled(maker[v])
     else:
-        lives = {v: (stage[maker[v]], stage[last_reader[v]]) for v in values if v not in (input, out)}
+        lives = {v: (stage[maker[v]], stage[last_reader[v]]) for v in values if v not in (input, out)} | {key: (stage[key[1]], stage[key[1]]) for key in rooms}
         gradient_lives = {}
     offsets, arena = _plan(size | {~v: size[v] for v in gradient_lives}, lives | {~v: life for v, life in gradient_lives.items()})
 
-    def meets(at: int, part: int, i: int) -> tuple[int, bool]:
-        """What the gradient of operation i's weight (part 0) or bias (1) at this offset meets, and whether it is the last one."""
-        users = [j for j, other in enumerate(operations) if other.layer is not None and places[other.layer][part] == at >= 0] or [i]
-        return _core.FIRST if i == users[-1] else _core.MORE, i == users[0]
+    # Offsets of an operation's parameters, two at most, and who else has a part in their gradients.
+    at: list[tuple[int, int]] = []
+    users: dict[int, list[int]] = {}
+    for i, op in enumerate(operations):
+        names = {"batchnorm": ("running_mean", "running_var"), "parameter": ("", "bias")}.get(op.kind, ("weight", "bias"))
+        at.append((-1, -1) if op.layer is None or op.kind == "layernorm" else tuple(places[op.layer].get(name, -1) for name in names))
+        for offset in at[i] if op.kind in TRAINED else ():
+            users.setdefault(offset, []).append(i)
+
+    def meets(offset: int, i: int) -> tuple[int, bool]:
+        """What the gradient of operation i's parameter at this offset meets, and whether it is the last one."""
+        them = users.get(offset, [i])
+        return _core.FIRST if i == them[-1] else _core.MORE, i == them[0]
 
     number = {v: i for i, v in enumerate(sorted(values))}
     table = []
@@ -212,19 +239,19 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
         closing_z = fused.get(op.z) if goes_back(op) and op.z >= 0 and first_reader[op.z] == i and op.z != op.x else None
         reader = operations[first_reader[op.y]] if op.y in first_reader else None
         closes = training and op.y in fused and reader is not None and reader.kind not in CLOSERS
-        weight, bias = places[op.layer] if op.layer is not None else (-1, -1)
-        dw, last_w = meets(weight, 0, i)
-        db, last_b = meets(bias, 1, i)
+        weight, bias = at[i]
+        dw, last_w = meets(weight, i)
+        db, last_b = meets(bias, i)
         function = BINARY[op.function] if op.kind == "binary" else _core.ACTIVATIONS[op.function]
         table.append((_core.OPERATIONS[op.kind], number[op.x], number[op.x if op.z < 0 else op.z], number[op.y], function,
                       _core.ACTIVATIONS[closing.function] if closing else IDENTITY, _core.ACTIVATIONS[closing_z.function] if closing_z else IDENTITY,
                       contributions[i]["dx"], contributions[i]["dz"],
                       dw, db, last_w, last_b, closes, getattr(op.layer, "transposed", False),
-                      weight, bias, op.at, op.alpha, op.beta, closing.alpha if closing else 0.0, closing_z.alpha if closing_z else 0.0,
-                      op.stream, stage[i]))
+                      weight, bias, places[op.layer]["num_batches_tracked"] if op.kind == "batchnorm" else op.at, op.alpha, op.beta,
+                      closing.alpha if closing else 0.0, closing_z.alpha if closing_z else 0.0, op.stream, offsets.get(("room", i), -1), stage[i]))
     ends = fused.get(out) if out not in first_reader else None
     complete = {op.layer for op in operations if op.layer is not None} == set(places)
-    work = sum(nodes[op.x].width * nodes[op.y].width if op.kind == "dense" else 8 * nodes[op.y].width for op in operations)
+    work = sum(width[op.x] * width[op.y] if op.kind == "dense" else 8 * width[op.y] for op in operations)
     return _core.Program(
-        dtype, [(nodes[v].width, offsets.get(v, -1), offsets.get(~v, -1)) for v in sorted(values)], table, number[input], number[out],
+        dtype, [(width[v], offsets.get(v, -1), offsets.get(~v, -1)) for v in sorted(values)], table, number[input], number[out],
         complete, _core.ACTIVATIONS[ends.function] if ends else IDENTITY, ends.alpha if ends else 0.0, capacity, arena, float(work), parameters)

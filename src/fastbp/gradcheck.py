@@ -107,7 +107,7 @@ def check_gradients(model: Any, loss: Any, x: ArrayLike, y: ArrayLike, *, step: 
     x, y    a batch as for `forward` and the loss; a few rows suffice
     step, tolerance    > 0 and finite
 
-    A row per parameter and one named "input", or "input 0", "input 1", ... Raises what `forward` and the loss raise for bad input, ValueError for a
+    A row per parameter and one named "input", or "input 0", "input 1", ... of the columns that are no categories. Raises what `forward` and the loss raise for bad input, ValueError for a
     loss that is not finite here, TypeError for a loss without `value_and_grad`.
     """
     for name, value in (("step", step), ("tolerance", tolerance)):
@@ -128,16 +128,21 @@ def check_gradients(model: Any, loss: Any, x: ArrayLike, y: ArrayLike, *, step: 
         return float(loss.value_and_grad(model.forward(inputs, training=False), y)[0])
 
     checked = [(name, model.parameters[name], gradient) for name, gradient in gradients.items()]
-    checked += [(f"input {i}", part, dpart) for i, (part, dpart) in enumerate(zip(inputs, dx, strict=True))] if several else [("input", inputs, dx)]
-    rows = [_row(name, array, gradient, value, float(at_start), step, tolerance) for name, array, gradient in checked]
+    rows = [_row(name, array, gradient, np.arange(array.size), value, float(at_start), step, tolerance) for name, array, gradient in checked]
+    first = 0
+    for i, (part, dpart) in enumerate(zip(inputs, dx, strict=True) if several else [(inputs, dx)]):
+        quantities = [column not in model.category_columns for column in range(first, first + part.shape[1])]   # categories cannot be moved a little
+        if any(quantities):
+            elements = np.arange(part.size).reshape(part.shape)[:, quantities].ravel()
+            rows.append(_row(f"input {i}" if several else "input", part, dpart, elements, value, float(at_start), step, tolerance))
+        first += part.shape[1]
     return GradientReport(tuple(rows), step, tolerance)
 
 
-def _row(name: str, array: NDArray[np.float64], gradient: NDArray[np.float64], value: Callable[[], float], at_start: float,
-         step: float, tolerance: float) -> GradientRow:
-    """Check the elements of one array, which `value` reads; each is put back after its turn."""
-    elements = np.arange(array.size)
-    if array.size > SAMPLE:
+def _row(name: str, array: NDArray[np.float64], gradient: NDArray[np.float64], elements: NDArray[np.intp], value: Callable[[], float],
+         at_start: float, step: float, tolerance: float) -> GradientRow:
+    """Check these elements of one array, which `value` reads; each is put back after its turn."""
+    if len(elements) > SAMPLE:
         elements = np.sort(np.random.default_rng(SEED).choice(elements, SAMPLE, replace=False))
     checked, kinks, worst = 0, 0, (-1.0, (), math.nan, math.nan)
     for element in elements:

@@ -63,40 +63,45 @@ class Model:
         if len(wanted) > 1:
             output = len(nodes)
             nodes.append(Node(Concat(), tuple(place[symbol] for symbol in wanted), sum(self._output_widths)))
-        self._set_up(nodes, output, _name_layers(symbol.layer for symbol in self._symbols if symbol.layer is not None), dtype, seed)
+        self._set_up(nodes, output, _name_layers(self._layers()), dtype, seed)
         for source in dict.fromkeys(symbol.source for symbol in self._symbols if symbol.source is not None):
             self._copy_parameters(source)
 
     def _set_up(self, nodes: list[Node], output: int, names: Mapping[Layer, str], dtype: Any, seed: Any) -> None:
         self.nodes = tuple(nodes)
         self.output = output
+        self._categories = _categories(nodes)
         self._names = dict(names)
         self._dtype = arrays.dtype_of(dtype)
         rng = arrays.generator(seed)
         self.seed = int(rng.integers(2**63)) if seed is None or isinstance(seed, np.random.Generator) else _counter("seed", seed)
         self.steps = 0   # training passes made: what dropout's bits depend on beside the seed
         self.optimizer: Optimizer | None = None   # the one of the running fit
+        for _, _, count in self._categories:
+            if count > 2 ** (np.finfo(self._dtype).nmant + 1):
+                raise ValueError(f"num_embeddings must be at most 2**{np.finfo(self._dtype).nmant + 1} in a {self._dtype} model, got {count}")
         self._lay_out()
-        views = self.views(self._flat_parameters)
+        self._reset()
         for layer, name in self._names.items():
             for part in layer.shapes():
-                views[_full_name(name, part)][...] = layer.initial(part, rng)
-        self._reset()
+                self._tensors[_full_name(name, part)][...] = layer.initial(part, rng)
 
     def _lay_out(self) -> None:
         """Offsets of every parameter in the flat arrays, and the arrays."""
         unit = arrays.ALIGNMENT // self._dtype.itemsize
         self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}   # name -> offset, shape
-        self._places: dict[Layer, tuple[int, int]] = {}   # layer -> offsets of its weight and its bias, -1: none
+        self._places: dict[Layer, dict[str, int]] = {}   # layer -> the offset of each part
+        self._statistics: set[str] = set()
         size = 0
         for layer, name in self._names.items():
             at = {}
             for part, shape in layer.shapes().items():
                 at[part] = size
                 self._shapes[_full_name(name, part)] = size, shape
+                if part in layer.statistics:
+                    self._statistics.add(_full_name(name, part))
                 size += -(-int(np.prod(shape, dtype=object)) // unit) * unit
-            weight = self._places[layer.base][0] if isinstance(layer, Transposed) else at.get("weight", at.get("", -1))
-            self._places[layer] = weight, at.get("bias", -1)
+            self._places[layer] = at | ({"weight": self._places[layer.base]["weight"]} if isinstance(layer, Transposed) else {})
         self._flat_parameters = arrays.aligned_zeros(size, self._dtype)
         self._flat_gradients = arrays.aligned_zeros(size, self._dtype)
 
@@ -104,7 +109,7 @@ class Model:
         """Takes the values of the layers that both have."""
         for layer, name in self._names.items():
             for part in layer.shapes() if layer in other._names else ():
-                self._parameters[_full_name(name, part)][...] = other._parameters[_full_name(other._names[layer], part)]
+                self._tensors[_full_name(name, part)][...] = other._tensors[_full_name(other._names[layer], part)]
 
     def _reset(self) -> None:
         """What is derived or belongs to this process: programs, views, marks."""
@@ -112,13 +117,14 @@ class Model:
         self._programs: dict[Any, _core.Program] = {}
         self.workspace = Workspace()
         self._pending: _core.Program | None = None   # holds the batch that backward may be called for
+        self._tensors = MappingProxyType(self._views(self._flat_parameters, self._shapes))
         self._parameters = MappingProxyType(self.views(self._flat_parameters))
         self._gradients = MappingProxyType(self.views(self._flat_gradients))
         self._predictor: _core.Program | None = None   # what predict used last
         self._stepper: _core.Program | None = None     # what forward used last
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = {"in_use", "_programs", "workspace", "_pending", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients", "_place"}
+        derived = {"in_use", "_programs", "workspace", "_pending", "_tensors", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients", "_place"}
         number = {symbol: i for i, symbol in enumerate(self._symbols)}   # numbers instead of references: graphs may be deep
         flat = {"_symbols": [(symbol.layer, [number[read] for read in symbol.reads], symbol.width, self._place[symbol]) for symbol in self._symbols],
                 "_outputs": [number[symbol] for symbol in self._outputs]}
@@ -153,16 +159,36 @@ class Model:
         return self.nodes[0].width or None
 
     def matrix(self, name: str, x: Any) -> np.ndarray:
-        """The input as one matrix (B, in) of the model's dtype: several inputs side by side. Raises as arrays.matrix, and for lists that do not fit."""
+        """The input as one matrix (B, in) of the model's dtype: several inputs side by side. Raises as arrays.matrix, for lists that do not fit, and
+        for columns of categories that hold anything else."""
         if not self._lists[0]:
-            return arrays.matrix(name, x, self._dtype, columns=self.inputs)
-        if not isinstance(x, list | tuple) or len(x) != len(self._input_widths):
+            joined = arrays.matrix(name, x, self._dtype, columns=self.inputs)
+        elif not isinstance(x, list | tuple) or len(x) != len(self._input_widths):
             raise ValueError(f"{name} must be a list of {len(self._input_widths)} matrices, got {arrays.describe(x)}")
-        parts = [arrays.matrix(f"{name}[{i}]", part, self._dtype, columns=width) for i, (part, width) in enumerate(zip(x, self._input_widths, strict=True))]
-        for i, part in enumerate(parts):
-            if len(part) != len(parts[0]):
-                raise ValueError(f"{name}[{i}] must have as many rows as {name}[0], {len(parts[0])}, got {len(part)}")
-        return np.ascontiguousarray(np.hstack(parts)) if len(parts) > 1 else parts[0]
+        else:
+            parts = [arrays.matrix(f"{name}[{i}]", part, self._dtype, columns=width) for i, (part, width) in enumerate(zip(x, self._input_widths, strict=True))]
+            for i, part in enumerate(parts):
+                if len(part) != len(parts[0]):
+                    raise ValueError(f"{name}[{i}] must have as many rows as {name}[0], {len(parts[0])}, got {len(part)}")
+            joined = np.ascontiguousarray(np.hstack(parts)) if len(parts) > 1 else parts[0]
+        for at, end, count in self._categories:
+            numbers = joined[:, at:end]
+            wrong = ~((numbers >= 0) & (numbers < count) & (numbers == np.floor(numbers)))
+            if wrong.any():
+                row, column = np.argwhere(wrong)[0]
+                raise ValueError(f"{name} must hold categories from 0 to {count - 1} where an Embedding reads it, got {numbers[row, column]:g} in row {row}, "
+                                 f"column {at + column}")
+        return joined
+
+    @property
+    def category_columns(self) -> set[int]:
+        """Columns of the input that hold categories instead of quantities."""
+        return {column for at, end, _ in self._categories for column in range(at, end)}
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that a training batch needs."""
+        return 2 if any(node.layer is not None and node.layer.operation == "batchnorm" for node in self.nodes) else 1
 
     @property
     def output_widths(self) -> list[int] | None:
@@ -193,21 +219,37 @@ class Model:
         """Name -> writable view of what the last `backward` filled."""
         return self._gradients
 
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """Name -> writable view of the parameters and of what training passes measure (running statistics): what `state_dict` copies."""
+        return self._tensors
+
     def views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """An array laid out as `flat_parameters`, by parameter name."""
-        return {name: flat[at : at + int(np.prod(shape))].reshape(shape) for name, (at, shape) in self._shapes.items()}
+        return self._views(flat, (name for name in self._shapes if name not in self._statistics))
+
+    def _views(self, flat: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+        return {name: flat[at : at + math.prod(shape)].reshape(shape) for name in names for at, shape in (self._shapes[name],)}
 
     def slots(self) -> list[tuple[int, int, float, float]]:
-        """(offset, size, factor on the rate, factor on the decay) for the update; neighbours with equal factors are one slot."""
-        return [(0, self._flat_parameters.size, 1.0, 1.0)] if self._flat_parameters.size else []
+        """(offset, size, factor on the rate, factor on the decay) for the update; neighbours with equal factors are one slot. The rate of what
+        is not trained is 0."""
+        slots: list[tuple[int, int, float, float]] = []
+        ends = [at for at, _ in self._shapes.values()][1:] + [self._flat_parameters.size]
+        for (name, (at, _)), end in zip(self._shapes.items(), ends, strict=True):
+            factor = 0.0 if name in self._statistics else 1.0
+            if slots and slots[-1][2] == factor:
+                at = slots.pop()[0]
+            slots.append((at, end - at, factor, factor))
+        return slots
 
     def parameters_changed(self) -> None:
         """The values that `backward` would use are no longer those of these parameters."""
         self._pending = None
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Name -> copy of the parameter."""
-        return {name: view.copy() for name, view in self._parameters.items()}
+        """Name -> copy of the parameter, or of the running statistic."""
+        return {name: view.copy() for name, view in self._tensors.items()}
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Writes parameters in place. Values may be anything np.asarray takes. ValueError names what is missing, unexpected, misshaped or not
@@ -225,7 +267,7 @@ class Model:
                 raise ValueError(f"mapping[{name!r}] must have shape {shape}, got {arrays.describe(given[name])}")
             given[name] = arrays.convert(given[name], self._dtype)
         for name, value in given.items():
-            self._parameters[name][...] = value
+            self._tensors[name][...] = value
         self.parameters_changed()
 
     def astype(self, dtype: Any) -> Model:
@@ -295,7 +337,7 @@ class Model:
         predictor = self._predictor
         if predictor is None or predictor.inputs != x.shape[1]:
             predictor = self.compile(capacity=compiler.predict_rows(self.nodes), training=False, inputs=x.shape[1])
-            if self._lists == (False, False):
+            if self._lists == (False, False) and not self._categories:
                 self._predictor = predictor   # arrays go to it at once
         return predictor.predict(x, self._flat_parameters)
 
@@ -312,6 +354,8 @@ class Model:
         """f(x) as a fresh array, keeping what `backward` needs. `training` switches dropout on."""
         x = self.matrix("x", x)
         training = arrays.flag("training", training)
+        if training and len(x) < self.least_rows:
+            raise ValueError(f"x must have at least {self.least_rows} rows to train BatchNorm1d, got {arrays.describe(x)}")
         program = self._stepper
         if program is None or program.inputs != x.shape[1] or program.capacity < len(x):
             program = self._stepper = self.compile(capacity=max(len(x), 1), training=True, inputs=x.shape[1], input_gradient=True)
@@ -411,7 +455,7 @@ class Model:
             own = 0
             if symbol.layer in self._names and symbol.layer not in counted:
                 counted.add(symbol.layer)
-                own = sum(math.prod(shape) for shape in symbol.layer.shapes().values())
+                own = _count(symbol.layer)
             rows.append((str(i), "Input" if symbol.layer is None else self._names.get(symbol.layer) or repr(symbol.layer),
                          " ".join(str(number[read]) for read in symbol.reads), f"(B, {symbol.width})", f"{own:,}" if own else ""))
         return _table(self, ("", "node", "reads", "output", "parameters"), rows, f"Model, {self.dtype.name}, inputs {self._input_widths}")
@@ -423,7 +467,7 @@ class Model:
 def _table(model: Model, header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
     """Text: title, columns of which the first and the last are numbers, the count of parameters."""
     widths = [max(len(row[c]) for row in (header, *rows)) for c in range(len(header))]
-    count = sum(math.prod(shape) for _, shape in model._shapes.values())
+    count = sum(view.size for view in model.parameters.values())
     size = count * model.dtype.itemsize
     human = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
 
@@ -432,6 +476,24 @@ def _table(model: Model, header: Sequence[str], rows: Sequence[Sequence[str]], t
         return "  ".join(cells).rstrip()
 
     return "\n".join([title, line(header), *map(line, rows), f"{count:,} parameters, {human}"])
+
+
+def _count(layer: Layer) -> int:
+    """Its parameters, those that are trained."""
+    return sum(math.prod(shape) for part, shape in layer.shapes().items() if part not in layer.statistics)
+
+
+def _categories(nodes: Sequence[Node]) -> list[tuple[int, int, int]]:
+    """(first column, end, categories) of the input for each embedding; ValueError for one that reads something else."""
+    found = []
+    for node in nodes:
+        if node.layer is not None and node.layer.operation == "embedding":
+            source = nodes[node.reads[0]]
+            if source.layer is not None and not isinstance(source.layer, Pick):
+                raise ValueError(f"{node.layer!r} takes an input that holds categories, such as fb.Input(1), got what {source.layer!r} computes")
+            at = 0 if source.layer is None else source.layer.at
+            found.append((at, at + (source.width or 1), node.layer.num_embeddings))
+    return found
 
 
 def _apart(matrix: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
@@ -484,7 +546,7 @@ def _name_layers(layers: Iterable[Layer]) -> dict[Layer, str]:
         for item in ([layer.base] if isinstance(layer, Transposed) else []) + [layer]:
             if item in names or not (item.shapes() or isinstance(item, Transposed)):
                 continue
-            kind = "parameter" if item.operation == "parameter" else "linear"
+            kind = {"dense": "linear"}.get(item.operation, item.operation)
             name = item.name
             if name is None:
                 name = f"{kind}_{counts.get(kind, 0)}"
@@ -512,8 +574,7 @@ class Sequential(Model):
                 hint = " (make an instance: Layer())" if isinstance(item, type) else ""
                 raise TypeError(f"layer {i} must be a layer such as fb.Linear(4, 2), got {arrays.describe(item)}{hint}")
         self.layers = layer
-        first = next((item for item in layer if item.operation == "dense"), None)
-        width = first.in_features if first is not None else None
+        width = _first_width(layer)
         nodes, names = [Node(None, (), width or 0)], {}
         for i, item in enumerate(layer):
             try:
@@ -543,14 +604,23 @@ class Sequential(Model):
         """A table of layers, output shapes and parameter counts."""
         rows = []
         for i, (item, node) in enumerate(zip(self.layers, self.nodes[1:], strict=True)):
-            own = {name: shape for name, (_, shape) in self._shapes.items() if name.split(".")[0] == (item.name or str(i))}
+            own = _count(item) if item not in self.layers[:i] else 0
             arguments = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in item.config().values()
-                                  if isinstance(value, float)) if item.operation != "dense" else f"{item.in_features}, {item.out_features}"
-            rows.append((str(i), f"{type(item).__name__}({arguments})", f"(B, {node.width or 'in'})", f"{sum(int(np.prod(s)) for s in own.values()):,}" if own else ""))
+                                  if type(value) in (int, float)) or ", ".join(map(str, filter(None, (item.in_features, getattr(item, "out_features", None)))))
+            rows.append((str(i), f"{type(item).__name__}({arguments})", f"(B, {node.width or 'in'})", f"{own:,}" if own else ""))
         return _table(self, ("", "layer", "output", "parameters"), rows, f"Sequential, {self.dtype.name}, {self.inputs or 'any number of'} features in")
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))}, dtype={self.dtype.name!r})"
+
+
+def _first_width(layers: Sequence[Layer]) -> int | None:
+    """Features of a chain's input: what its first layer that fixes a width says; None when there is none. An embedding before it makes several of one."""
+    width = next((layer.in_features for layer in layers if layer.in_features is not None), None)
+    first = next((layer for layer in layers if layer.in_features is not None or layer.operation == "embedding"), None)
+    if first is not None and first.operation == "embedding":
+        return (width or 0) // first.embedding_dim or 1
+    return width
 
 
 def model_from_config(config: Mapping[str, Any]) -> Model:

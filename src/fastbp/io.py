@@ -67,7 +67,7 @@ def _serialise(state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> by
 
     document = {"sha256": _NO_DIGEST, "format": FORMAT, "config": config}
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
-    data = serialise({name: np.ascontiguousarray(value) for name, value in state.items()}, metadata={_ENTRY: text})
+    data = serialise({name: np.asarray(value, order="C") for name, value in state.items()}, metadata={_ENTRY: text})
     at = _digest_position(data)
     return b"".join((data[:at], _digest(data, at).encode(), data[at + _DIGITS:]))
 
@@ -131,7 +131,7 @@ def _deserialise(data: bytes) -> Any:
         raise _Malformed(f"its config describes no model ({type(error).__name__}: {error})") from error
     if not _agrees(document["config"], model.config()):
         raise _Malformed("expected a config of which every entry counts, got entries that the model does not have")
-    _check_tensors(tensors, model.parameters)
+    _check_tensors(tensors, model.tensors)
     model.load_state_dict(tensors)
     return model
 
@@ -197,15 +197,17 @@ def _tensors(data: bytes) -> dict[str, np.ndarray]:
 def _check_sizes(config: Any, elements: int) -> None:
     """Refuse a config whose layers have more weights than the file holds, before any is allocated.
 
-    A layer has in_features * out_features of them, but none of its own when it is the "same_as" another; a parameter has its shape's.
+    A Linear or an Embedding has the product of its two sizes, a norm a few times its features, a parameter its shape's; none when the layer is
+    the "same_as" another.
     """
     pending, declared = [config], 0
     while pending:
         value = pending.pop()
         if isinstance(value, dict) and value.get("same_as") is None:
-            sizes = value.get("in_features"), value.get("out_features")
-            if all(isinstance(size, int) for size in sizes):
-                declared += abs(sizes[0] * sizes[1])
+            for names in (("in_features", "out_features"), ("num_embeddings", "embedding_dim"), ("normalized_shape",), ("num_features",)):
+                sizes = [value.get(name) for name in names]
+                if all(isinstance(size, int) for size in sizes) and value.get("elementwise_affine") is not False:
+                    declared += abs(math.prod(sizes))
             shape = value.get("shape")
             if isinstance(shape, list) and all(isinstance(size, int) for size in shape):
                 declared += abs(math.prod(shape))
@@ -224,15 +226,15 @@ def _agrees(given: Any, actual: Any) -> bool:
     return type(given) is type(actual) and given == actual
 
 
-def _check_tensors(tensors: Mapping[str, np.ndarray], parameters: Mapping[str, np.ndarray]) -> None:
-    """The file must hold every parameter in its shape and dtype, and nothing else."""
-    missing, extra = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
+def _check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    """The file must hold every tensor in its shape and dtype, and nothing else."""
+    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or extra:
         raise _Malformed(f"expected the tensors of its config, missing {sorted(missing)}, not expected {sorted(extra)}")
-    for name, parameter in parameters.items():
+    for name, view in expected.items():
         tensor = tensors[name]
-        if (tensor.shape, tensor.dtype) != (parameter.shape, parameter.dtype):
-            raise _Malformed(f"expected {name!r} of shape {parameter.shape} and dtype {parameter.dtype},"
+        if (tensor.shape, tensor.dtype) != (view.shape, view.dtype):
+            raise _Malformed(f"expected {name!r} of shape {view.shape} and dtype {view.dtype},"
                              f" got {tensor.shape} and {tensor.dtype}")
 
 

@@ -5,10 +5,13 @@ Examples are rows: x (B, in) -> (B, out). Names, defaults and formulas are those
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import arrays, init as initialisers
 from .symbols import KINDS, Layer, Symbol, Transposed, named
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Linear(Layer):
@@ -50,8 +53,7 @@ class Linear(Layer):
         return Transposed(self, bias, name)
 
     def width(self, inputs: int | None) -> int:
-        if inputs is not None and inputs != self.in_features:
-            raise ValueError(f"{self!r} expects {self.in_features} features, got {inputs}")
+        super().width(inputs)
         return self.out_features
 
     def config(self) -> dict[str, Any]:
@@ -200,8 +202,101 @@ class Dropout(Layer):
         return {"p": self.p}
 
 
+class LayerNorm(Layer):
+    """y = (x - mean) / √(var + eps) · weight + bias, mean and (biased) variance over the features of each row; torch.nn.LayerNorm.
+
+    weight and bias (normalized_shape,), 1 and 0 at first; without `elementwise_affine` there are none, without `bias` only the weight. eps > 0. Raises TypeError for
+    a normalized_shape that is no integer and flags that are no bools, ValueError for one below 1 and eps not above 0.
+    """
+
+    operation = "layernorm"
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True, name: str | None = None):
+        self.in_features = arrays.integer("normalized_shape", normalized_shape, least=1)
+        self.eps = arrays.number("eps", eps, low=0, open_low=True)
+        self.affine, self.bias = arrays.flag("elementwise_affine", elementwise_affine), arrays.flag("bias", bias)
+        self.name = named(name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        parts = ("weight", "bias")[: 1 + self.bias] if self.affine else ()
+        return {part: (self.in_features,) for part in parts}
+
+    def initial(self, part: str, rng: np.random.Generator) -> float:
+        return {"weight": 1.0, "bias": 0.0}[part]
+
+    def config(self) -> dict[str, Any]:
+        return {"normalized_shape": self.in_features, "eps": self.eps, "elementwise_affine": self.affine,
+                "bias": self.bias} | ({"name": self.name} if self.name else {})
+
+
+class BatchNorm1d(Layer):
+    """y = (x - mean) / √(var + eps) · weight + bias, mean and (biased) variance of each feature over the batch; torch.nn.BatchNorm1d.
+
+    In predict and evaluate mean and variance are the running ones, which every training pass moves: running = (1 - momentum) running + momentum batch,
+    the variance with B - 1 in its denominator; with momentum None they are the average of all batches. They are in `state_dict` and in files, not in
+    `parameters`. A training batch needs two rows at least: ValueError. weight, bias (num_features,), 1 and 0 at first; without `affine` there are none.
+    eps > 0, 0 <= momentum <= 1. Raises TypeError and ValueError for other arguments.
+    """
+
+    operation = "batchnorm"
+    statistics = frozenset(("running_mean", "running_var", "num_batches_tracked"))
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True, name: str | None = None):
+        self.in_features = arrays.integer("num_features", num_features, least=1)
+        self.eps = arrays.number("eps", eps, low=0, open_low=True)
+        self.momentum = None if momentum is None else arrays.number("momentum", momentum, low=0, high=1)
+        self.alpha = -1.0 if self.momentum is None else self.momentum
+        self.affine, self.name = arrays.flag("affine", affine), named(name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        vectors = (*(("weight", "bias") if self.affine else ()), "running_mean", "running_var")
+        return {part: (self.in_features,) for part in vectors} | {"num_batches_tracked": ()}
+
+    def initial(self, part: str, rng: np.random.Generator) -> float:
+        return 1.0 if part in ("weight", "running_var") else 0.0
+
+    def config(self) -> dict[str, Any]:
+        return {"num_features": self.in_features, "eps": self.eps, "momentum": self.momentum, "affine": self.affine} | ({"name": self.name} if self.name else {})
+
+
+class Embedding(Layer):
+    """Rows of a table for whole numbers: (B, k) numbers -> (B, k · embedding_dim), the row of each number side by side; torch.nn.Embedding.
+
+    Reads an input (fb.Input(k), or the input of a Sequential) that holds categories 0 to num_embeddings - 1; other values are a ValueError with row and column.
+    weight (num_embeddings, embedding_dim), drawn from N(0, 1) as in PyTorch, or by `init` as Linear's. Its gradient at a row is the sum over all places
+    where its number stands; the numbers' own gradient is 0. Raises TypeError and ValueError for sizes that are no positive integers and unknown
+    initialisers; a float32 model holds numbers up to 2^24 exactly, more categories are a ValueError.
+    """
+
+    operation = "embedding"
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, init: initialisers.Initialiser = "normal", name: str | None = None):
+        self.at = self.num_embeddings = arrays.integer("num_embeddings", num_embeddings, least=1)
+        self.embedding_dim = arrays.integer("embedding_dim", embedding_dim, least=1)
+        if init != "normal":
+            initialisers.validate(init)
+        self.init, self.name = init, named(name)
+
+    def width(self, inputs: int | None) -> int | None:
+        return None if inputs is None else inputs * self.embedding_dim
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.num_embeddings, self.embedding_dim)}
+
+    def initial(self, part: str, rng: np.random.Generator) -> Any:
+        shape = self.shapes()[part]
+        return rng.standard_normal(shape) if self.init == "normal" else initialisers.weight(self.init, rng, shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | ({"init": "normal"} if callable(self.init) else {})
+
+    def config(self) -> dict[str, Any]:
+        return {"num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim,
+                "init": self.init if isinstance(self.init, str) else "normal"} | ({"name": self.name} if self.name else {})
+
+
 KINDS.update({kind.__name__: kind for kind in (Linear, Identity, ReLU, LeakyReLU, Sigmoid, Tanh, Softplus, GELU, SiLU, ELU, Exp, Log, Sin, Cos, Square, Sqrt,
-                                               Reciprocal, Softmax, Dropout)})
+                                               Reciprocal, Softmax, Dropout, LayerNorm, BatchNorm1d, Embedding)})
 
 
 # ---- functions on symbols, elementwise -------------------------------------------------------------------------------------------------------

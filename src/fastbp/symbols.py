@@ -21,8 +21,8 @@ class Layer:
 
     Called on a symbol it makes the symbol of its result; called twice it shares its parameters.
 
-    For the compiler a layer is its `operation`: "dense", "activation" (elementwise), "softmax", "dropout" (probability alpha), "identity", or
-    one of the graph's own below. An activation names its kernel in `function` and its parameter in `alpha`; `derivative_from` says whether f'
+    For the compiler a layer is its `operation`: "dense", "activation" (elementwise), "softmax", "dropout" (probability alpha), "identity",
+    "layernorm", "batchnorm", "embedding", or one of the graph's own below. An activation names its kernel in `function` and its parameter in `alpha`; `derivative_from` says whether f'
     comes from the output (then it fuses into the layer before it) or needs the input kept.
     """
 
@@ -31,9 +31,13 @@ class Layer:
     alpha = 0.0
     derivative_from = "output"
     name: str | None = None   # of its parameters, when the caller has given one
+    in_features: int | None = None   # the only width it takes, if there is one
+    statistics: frozenset[str] = frozenset()   # those of `shapes` that training passes measure instead of the optimizer's training them
 
     def width(self, inputs: int | None) -> int | None:
         """Output features for `inputs` features; None while they are unknown. ValueError when the layer cannot take them."""
+        if None not in (inputs, self.in_features) and inputs != self.in_features:
+            raise ValueError(f"{self!r} expects {self.in_features} features, got {inputs}")
         return inputs
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -162,8 +166,7 @@ class Transposed(Layer):
         self.in_features, self.out_features = base.out_features, base.in_features
 
     def width(self, inputs: int | None) -> int:
-        if inputs is not None and inputs != self.in_features:
-            raise ValueError(f"{self!r} expects {self.in_features} features, got {inputs}")
+        super().width(inputs)
         return self.out_features
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

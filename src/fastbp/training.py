@@ -451,6 +451,8 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
         validation = _Data(model, loss, xv, yv, *(wv or [None]), names=("validation_data[0]", "validation_data[1]"))
     batch_size = min(batch_size, len(data))
     batches = -(-len(data) // batch_size)
+    if min(batch_size, (len(data) - 1) % batch_size + 1) < model.least_rows:
+        raise ValueError(f"batch_size must leave every batch {model.least_rows} rows to train BatchNorm1d, got {batch_size} for {len(data)} rows")
     bar = _progress(progress, epochs * batches)
 
     history = History()
