@@ -34,6 +34,8 @@ ALLOWED = {
     "layers": {"arrays", "init", "symbols"},
     "losses": {"arrays", "_core"},
     "optim": {"arrays", "_core", "schedules"},
+    "trace": {"arrays", "symbols", "training"},
+    "drawing": {"arrays", "trace"},
     "training": {"_core", "arrays", "compiler", "graph", "layers", "losses", "optim", "runtime", "callbacks", "workspace"},
     "gradcheck": {"arrays"},
     "io": {"arrays", "graph"},
@@ -43,7 +45,7 @@ ALLOWED = {
     "__init__": None,  # the surface: anything
 }
 # Inside functions only: a method of Model may hand over to the module that does the work.
-LATE = {"graph": {"training", "io"}}
+LATE = {"graph": {"training", "io", "trace", "drawing"}}
 
 
 def modules():

@@ -251,8 +251,7 @@ static void block(const fbp_block *q)
     if (q->epilogue && q->epilogue->act != FBP_IDENTITY && q->epilogue->act != FBP_RELU) activate(q, q->epilogue);
 }
 
-/* y_j = [start] + sum over the B rows of x_ij, in ascending order. A few rows at a time, along them: every row is a stream. */
-/* y_j = [y_j +] sum over i of x_ij, or of x_ij z_ij. */
+/* y_j = [start] + sum over the B rows of x_ij, or of x_ij z_ij, in ascending order. A few rows at a time, along them: every row is a stream. */
 static ALWAYS_INLINE void sum_columns(ptrdiff_t B, ptrdiff_t n, const real *x, const real *z, ptrdiff_t ldx, int start, real *y)
 {
     enum { ROWS = 8, COLUMNS = 1024 };   /* sums that stay in the first cache */

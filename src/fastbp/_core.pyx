@@ -417,6 +417,7 @@ cdef class Program:
     operations  (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha,
                 beta, dalpha, zalpha, stream, room, stage)
     complete    whether the operations read all parameters
+    nodes       node of the graph -> the value that holds it
     """
     cdef fbp_program c
     cdef fbp_value *value
@@ -428,15 +429,17 @@ cdef class Program:
     cdef Spare spare           # memory of the last prediction
     cdef readonly int type
     cdef readonly ptrdiff_t capacity, parameters, inputs, outputs
+    cdef readonly dict nodes
 
     def __cinit__(self, dtype, values, operations, int input, int output, bint complete, int output_act, double output_alpha, ptrdiff_t capacity,
-                  ptrdiff_t arena, double work_per_row, ptrdiff_t parameters):
+                  ptrdiff_t arena, double work_per_row, ptrdiff_t parameters, dict nodes):
         cdef int i, n = len(values)
         cdef ptrdiff_t width, most, most_bias, kept, X, Y, Z
         cdef bint fits, statistics = False
         self.type = type_of(dtype)
         self.capacity = capacity
         self.parameters = parameters
+        self.nodes = nodes
         self.value = <fbp_value *>allocate(n * sizeof(fbp_value))
         self.op = <fbp_op *>allocate(len(operations) * sizeof(fbp_op))
         for i, (width, offset, gradient) in enumerate(values):
@@ -577,6 +580,20 @@ cdef class Program:
         finally:
             self.running = 0
         return dx
+
+
+    def read(self, int node):
+        """Copies of a node's value and of the gradient by it, (B, width), as the last forward and backward left them."""
+        cdef int v = self.nodes[node]
+        if self.memory == NULL or self.frame.value[v] == NULL or self.frame.gradient[v] == NULL:
+            raise ValueError(f"node {node} is not kept")
+        result = []
+        for pointers in range(2):
+            array = empty(self.type, self.frame.rows, self.value[v].width)
+            memcpy(cnp.PyArray_DATA(array), (self.frame.gradient if pointers else self.frame.value)[v],
+                   self.frame.rows * self.value[v].width * self.c.table.size)
+            result.append(array)
+        return tuple(result)
 
 
 cdef class Run:

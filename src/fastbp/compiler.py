@@ -59,12 +59,11 @@ CLOSERS = {"dense", "activation", "softmax", "dropout", "binary", "affine", "lay
 POINTWISE = {"activation", "dropout", "binary", "affine"}   # element i of the result needs element i of the operands, and nothing else
 
 
-def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_Op], int, list[int]]:
-    """Operations that compute node `output`, the number of the value that holds it, and the widths of all values. Value i belongs to node i;
-    values within a node follow.
+def lower(nodes: Sequence[Node], output: int, *, training: bool, keep: bool = False) -> tuple[list[_Op], dict[int, int], list[int]]:
+    """Operations that compute node `output`, the value that holds each node they need, and the widths of all values.
 
     Fusion: an activation moves into the dense operation whose result only it reads, unless training needs that result for the
-    derivative. Identity, and Dropout outside training, vanish: their readers read what they read.
+    derivative, or every node is to `keep` its value. Identity, and Dropout outside training, vanish: their readers read what they read.
     """
     needed = {output}
     for y in range(output, -1, -1):
@@ -116,7 +115,7 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
             x = reads[0]
             producer = made_by.get(x)
             fusible = producer is not None and operations[producer].kind == "dense" and operations[producer].function == "identity"
-            if fusible and readers[node.reads[0]] == 1 and readers[x] == 1 and not (training and layer.derivative_from == "input"):
+            if fusible and not keep and readers[node.reads[0]] == 1 and readers[x] == 1 and not (training and layer.derivative_from == "input"):
                 operations[producer] = replace(operations[producer], y=y, function=layer.function, alpha=layer.alpha)
                 made_by[y] = producer
                 continue
@@ -125,7 +124,7 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool) -> tuple[list[_
             operation = _Op(layer.operation, reads[0], y, alpha=layer.alpha, beta=getattr(layer, "beta", 0.0), at=getattr(layer, "at", 0), stream=y)
         made_by[y] = len(operations)
         operations.append(operation)
-    return operations, same[output], widths
+    return operations, same, widths
 
 
 def _plan(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> tuple[dict[int, int], int]:
@@ -144,21 +143,23 @@ def _plan(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> tup
 
 
 def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capacity: int, training: bool,
-                  places: Mapping[Any, Mapping[str, int]], parameters: int, input_gradient: bool = False) -> _core.Program:
+                  places: Mapping[Any, Mapping[str, int]], parameters: int, input_gradient: bool = False, keep: bool = False) -> _core.Program:
     """The program that computes node `output` of `nodes` from its input, for at most `capacity` rows at once.
 
     places: layer -> name of a parameter -> its offset in the flat parameters, which have `parameters` elements.
-    input_gradient: backward also computes dL/dinput.
+    input_gradient: backward also computes dL/dinput. keep: it computes the gradient by every node, and nothing is overwritten: Program.read
+    gives them.
     """
-    operations, out, width = lower(nodes, output, training=training)
+    operations, same, width = lower(nodes, output, training=training, keep=keep)
+    out = same[output]
     input = next(i for i, node in enumerate(nodes) if node.layer is None)
     unit = 64 // np.dtype(dtype).itemsize
     count = len(operations)
 
     # Which values have a gradient anybody asked for: those that depend on parameters, and the input when wanted.
-    wanted = {input: input_gradient}
+    wanted = {input: input_gradient or keep}
     for op in operations:
-        wanted[op.y] = wanted.get(op.y, False) or op.kind in TRAINED or any(wanted[v] for v in op.reads)
+        wanted[op.y] = keep or wanted.get(op.y, False) or op.kind in TRAINED or any(wanted[v] for v in op.reads)
     first_reader: dict[int, int] = {}
     last_reader: dict[int, int] = {}
     maker: dict[int, int] = {}   # the first one, of a value that is put together
@@ -212,7 +213,7 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
         for v in values:
             if v == out or wanted[v]:
                 birth = count if v == out else 2 * count - stage[last_reader[v]]
-                gradient_lives[v] = birth, end if v == input or v not in maker else settled(maker[v])
+                gradient_lives[v] = birth, end if keep or v == input or v not in maker else settled(maker[v])
     else:
         lives = {v: (stage[maker[v]], stage[last_reader[v]]) for v in values if v not in (input, out)} | {key: (stage[key[1]], stage[key[1]]) for key in rooms}
         gradient_lives = {}
@@ -254,4 +255,5 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
     work = sum(width[op.x] * width[op.y] if op.kind == "dense" else 8 * width[op.y] for op in operations)
     return _core.Program(
         dtype, [(width[v], offsets.get(v, -1), offsets.get(~v, -1)) for v in sorted(values)], table, number[input], number[out],
-        complete, _core.ACTIVATIONS[ends.function] if ends else IDENTITY, ends.alpha if ends else 0.0, capacity, arena, float(work), parameters)
+        complete, _core.ACTIVATIONS[ends.function] if ends else IDENTITY, ends.alpha if ends else 0.0, capacity, arena, float(work), parameters,
+        {node: number[value] for node, value in same.items() if value in number})

@@ -23,6 +23,7 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .optim import Optimizer
+    from .trace import Trace
     from .training import History
 
 
@@ -145,6 +146,27 @@ class Model:
             self._symbols.append(Symbol(layer, tuple(self._symbols[read] for read in reads), width))
             self._place[self._symbols[-1]] = place
         self._outputs = [self._symbols[i] for i in state["_outputs"]]
+
+    # ---- nodes as people see them --------------------------------------------------------------------------------------------------------
+
+    @property
+    def symbols(self) -> Sequence[Symbol]:
+        """The nodes that the model was made of, inputs first; a Sequential has none that anybody has seen."""
+        return self._symbols
+
+    @property
+    def places(self) -> list[int]:
+        """Which of `nodes` people see: those of `symbols`, or all of a chain."""
+        return [self._place[symbol] for symbol in self._symbols] or list(range(len(self.nodes)))
+
+    @property
+    def output_places(self) -> list[int]:
+        """Which of `nodes` are outputs."""
+        return [self._place[symbol] for symbol in self._outputs] or [self.output]
+
+    def layer_name(self, layer: Layer | None) -> str:
+        """What a layer's parameters are called; "" for one that has none."""
+        return self._names.get(layer, "") if layer is not None else ""
 
     # ---- shapes and parameters -----------------------------------------------------------------------------------------------------------
 
@@ -303,9 +325,10 @@ class Model:
 
     # ---- running -------------------------------------------------------------------------------------------------------------------------
 
-    def compile(self, *, capacity: int, training: bool, inputs: int, output: int | None = None, input_gradient: bool = False) -> _core.Program:
+    def compile(self, *, capacity: int, training: bool, inputs: int, output: int | None = None, input_gradient: bool = False, keep: bool = False
+                ) -> _core.Program:
         """A program for batches of up to `capacity` rows of `inputs` features; the one made before where it is the same."""
-        key = capacity, training, inputs, output, input_gradient
+        key = capacity, training, inputs, output, input_gradient, keep
         if key not in self._programs:
             nodes = self.nodes
             if self.inputs is None:
@@ -314,7 +337,7 @@ class Model:
                 self._programs.clear()
             self._programs[key] = compiler.compile_graph(
                 nodes, self.output if output is None else output, dtype=self._dtype, capacity=capacity, training=training,
-                places=self._places, parameters=self._flat_parameters.size, input_gradient=input_gradient)
+                places=self._places, parameters=self._flat_parameters.size, input_gradient=input_gradient, keep=keep)
         return self._programs[key]
 
     def predict(self, x: Any, outputs: Symbol | Sequence[Symbol] | None = None) -> Any:
@@ -425,12 +448,28 @@ class Model:
 
         return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, loss_weights=loss_weights)
 
+    def trace(self, x: Any, y: Any, loss: Any, *, training: bool = False, loss_weights: Sequence[float] | None = None) -> Trace:
+        """One forward and backward pass in which every node keeps its value and its delta, dL/dvalue: a table to look at (MATH.md S15, S19).
+
+        x, y and loss as in `fit`; `training` switches dropout and batch statistics on. The model stays as it was, `gradients` included. Nothing is
+        fused: the deltas are those of the formulas, by the same kernels. Raises as `fit` does.
+        """
+        from . import trace
+
+        return trace.trace(self, x, y, loss, train=training, loss_weights=loss_weights)
+
+    def draw(self, path: str | os.PathLike[str], trace: Trace | None = None) -> None:
+        """Draws the graph, with shapes, to a file whose ending says the format ("net.svg", .png, .pdf); with a trace also values and deltas where they
+        are few (extra: fastbp[plot]). TypeError for what is no trace, ValueError for one of another model or an ending that is not known."""
+        from . import drawing
+
+        drawing.draw(self, path, trace)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes architecture and parameters to one safetensors file, atomically and durably. See fastbp.io."""
         from . import io
 
         io.save(self, path)
-
 
     def config(self) -> dict[str, Any]:
         """Architecture and state beside the parameters, as plain data: what a model file holds."""

@@ -207,7 +207,7 @@ class _Losses:
         return total, np.hstack(gradients)
 
 
-def _loss(model: Any, loss: Any, weights: Any) -> Any:
+def single_loss(model: Any, loss: Any, weights: Any) -> Any:
     """The loss as one object, checked."""
     if model.output_widths is not None:
         return _Losses(model, loss, weights)
@@ -227,7 +227,7 @@ def _last(model: Any) -> tuple[Any, int]:
 
 # ---- one data set, ready to train on -------------------------------------------------------------------------------------------------------
 
-class _Data:
+class Data:
     """Converted, checked arrays: x (n, I), and the target as values (n, O) or labels (n)."""
 
     def __init__(self, model: Any, loss: Any, x: Any, y: Any, sample_weight: Any, names: tuple[str, str] = ("x", "y")):
@@ -255,7 +255,7 @@ class _Data:
 class _NativeRun:
     """Epochs in C. See _core.Run."""
 
-    def __init__(self, model: Any, loss: Loss, optimizer: Optimizer, data: _Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
+    def __init__(self, model: Any, loss: Loss, optimizer: Optimizer, data: Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
         output, self._through_sigmoid = model.output, False
         if isinstance(loss, BCELoss) and getattr(_last(model)[0], "function", None) == "sigmoid":   # MATH.md §5: the pair in its simplified form, p - y
             output, loss, self._through_sigmoid = model.nodes[_last(model)[1]].reads[0], BCEWithLogitsLoss(loss.reduction), True
@@ -296,7 +296,7 @@ class _NativeRun:
 class _PythonRun:
     """Epochs for a loss that is somebody's Python object: each phase of a step is native, the loss in between is called here."""
 
-    def __init__(self, model: Any, loss: Any, optimizer: Optimizer, data: _Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
+    def __init__(self, model: Any, loss: Any, optimizer: Optimizer, data: Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
         self.model, self.loss, self.optimizer, self.data, self.metrics = model, loss, optimizer, data, metrics
         self.batch_size = batch_size
         self.program = model.workspace.use(model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1]))
@@ -432,7 +432,7 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
         sample_weight: Any, validation_data: Any, metrics: Iterable[Metric], callbacks: Iterable[Any], clip_norm: float | None,
         progress: Any, loss_weights: Any) -> History:
     """See Model.fit."""
-    loss = _loss(model, loss, loss_weights)
+    loss = single_loss(model, loss, loss_weights)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an optimizer such as fb.SGD(lr=0.1), got {arrays.describe(optimizer)}")
     epochs = arrays.integer("epochs", epochs, least=0)
@@ -442,13 +442,13 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
     callbacks = _callbacks(callbacks)
     named = _metrics(metrics, loss)
     rng = arrays.generator(seed)
-    data = _Data(model, loss, x, y, sample_weight)
+    data = Data(model, loss, x, y, sample_weight)
     validation = None
     if validation_data is not None:
         if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
             raise TypeError(f"validation_data must be (x, y) or (x, y, sample_weight), got {arrays.describe(validation_data)}")
         xv, yv, *wv = validation_data
-        validation = _Data(model, loss, xv, yv, *(wv or [None]), names=("validation_data[0]", "validation_data[1]"))
+        validation = Data(model, loss, xv, yv, *(wv or [None]), names=("validation_data[0]", "validation_data[1]"))
     batch_size = min(batch_size, len(data))
     batches = -(-len(data) // batch_size)
     if min(batch_size, (len(data) - 1) % batch_size + 1) < model.least_rows:
@@ -523,7 +523,7 @@ def _diverged(status: int, run: Any, recovery: _Recovery, order: np.ndarray | No
                              "parameters, those before this batch. A smaller learning rate or clip_norm may help")
 
 
-def _evaluate(model: Any, data: _Data, loss: Any, metrics: dict[str, Metric]) -> dict[str, float]:
+def _evaluate(model: Any, data: Data, loss: Any, metrics: dict[str, Metric]) -> dict[str, float]:
     prediction = model.predict_matrix(data.x)
     if isinstance(loss, Loss):
         value = loss.rule(prediction.shape[1]).value(prediction, data.t, data.label, data.weight, None)
@@ -534,6 +534,6 @@ def _evaluate(model: Any, data: _Data, loss: Any, metrics: dict[str, Metric]) ->
 
 def evaluate(model: Any, x: Any, y: Any, *, loss: Any, metrics: Iterable[Metric], sample_weight: Any, loss_weights: Any) -> dict[str, float]:
     """See Model.evaluate."""
-    loss = _loss(model, loss, loss_weights)
+    loss = single_loss(model, loss, loss_weights)
     named = _metrics(metrics, loss)
-    return _evaluate(model, _Data(model, loss, x, y, sample_weight), loss, named)
+    return _evaluate(model, Data(model, loss, x, y, sample_weight), loss, named)
