@@ -254,19 +254,20 @@ static void train(const fbp_worker *w, void *argument)
         if (r->order) fbp_barrier(w);
         forward(&f, w);
         if (r->outputs) keep_outputs(r, &f, w, first);
-        const double factor = fbp_loss_factor(t, r->loss, f.rows, target.w);
-        fbp_loss_rows(t, w, r->loss, factor, f.rows, O, f.value[p->output], target, f.gradient[p->output], losses);
+        const double batch_weight = fbp_batch_weight(t, f.rows, target.w);
+        fbp_loss_rows(t, w, r->loss, fbp_loss_factor(r->loss, batch_weight), f.rows, O, f.value[p->output], target, f.gradient[p->output], losses);
+        if (o->penalty > 0) fbp_penalty_squares(t, w, o, parameters, r->params, squares);
         if (r->wants_accuracy) fbp_accuracy_rows(t, w, r->threshold, f.rows, O, f.value[p->output], target, hits);
         fbp_barrier(w);
 
-        const double loss = fbp_chunk_total(losses, f.rows);
+        const double loss = fbp_chunk_total(losses, f.rows) + (o->penalty > 0 ? fbp_penalty(o, batch_weight, parameters, squares) : 0);
         if (w->part == 0) r->last_loss = loss;
-        if (!isfinite(loss)) {   /* before anything is updated */
+        if (!isfinite(loss) && !r->tolerant) {   /* before anything is updated */
             if (w->part == 0) r->batch = b, r->status = FBP_LOSS_NOT_FINITE;
             return;
         }
         statistics(&f, w);
-        fbp_step step = fbp_step_begin(o, r->lr[b], ++steps);
+        fbp_step step = fbp_step_begin(o, r->lr[b], ++steps, batch_weight);
         step.grads = f.grads, step.params = r->params, step.state1 = r->state1, step.state2 = r->state2;
         f.update = rides ? &step : NULL;
         backward(&f, w);
@@ -278,7 +279,7 @@ static void train(const fbp_worker *w, void *argument)
             }
             fbp_update_flat(t, w, &step, parameters, squares);
         }
-        broken[w->part] = step.not_finite;
+        broken[w->part] = step.not_finite && !r->tolerant;
         if (w->part == 0) {
             r->loss_sum += loss * (double)f.rows;
             if (r->wants_accuracy) r->hits += fbp_chunk_total(hits, f.rows);
@@ -334,7 +335,7 @@ static void run_loss(const fbp_worker *w, void *argument)
 double fbp_loss_value(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target, void *dp,
                       double *partial, int threads)
 {
-    loss_call c = {t, loss, B, O, p, target, dp, fbp_loss_factor(t, loss, B, target.w), partial};
+    loss_call c = {t, loss, B, O, p, target, dp, fbp_loss_factor(loss, fbp_batch_weight(t, B, target.w)), partial};
     fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, run_loss, &c);
     return fbp_chunk_total(partial, B);
 }
@@ -362,7 +363,7 @@ static void run_update(const fbp_worker *w, void *argument)
         fbp_update_squares(c->t, w, c->n, c->grads, c->partial);
         fbp_barrier(w);
     }
-    fbp_step step = fbp_step_begin(c->o, c->lr, c->step);
+    fbp_step step = fbp_step_begin(c->o, c->lr, c->step, 0);
     step.grads = c->grads, step.params = c->params, step.state1 = c->state1, step.state2 = c->state2;
     fbp_update_flat(c->t, w, &step, c->n, c->partial);
     if (step.not_finite) c->not_finite = 1;

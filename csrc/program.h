@@ -72,7 +72,9 @@ typedef struct {
     int sum;                       /* 1: do not divide */
     double per_row;                /* elements that the mean counts per row */
     double scale;
-    double param;                  /* Huber's delta, label smoothing */
+    double param;                  /* Huber's delta, the quantile, label smoothing */
+    double limit;                  /* of logits' losses, see the kernels */
+    double reported;               /* factor on the value that is reported, not on the gradient */
 } fbp_loss;
 
 /* Targets of consecutive rows: `t` (B, O) or labels (B); weights (B) or NULL. */
@@ -82,13 +84,14 @@ typedef struct {
     const void *w;
 } fbp_target;
 
-enum fbp_optimizer_kind { FBP_SGD, FBP_ADAM };
+/* FBP_GRADIENT: no step; the gradient of loss and penalty stays in `grads`. */
+enum fbp_optimizer_kind { FBP_SGD, FBP_ADAM, FBP_GRADIENT };
 
 /* One slot per parameter tensor. */
 typedef struct {
     ptrdiff_t offset, size;
     double rate;                   /* factor on the learning rate; 0: not trainable */
-    double decay;                  /* factor on the weight decay */
+    double decay;                  /* factor on the weight decay and on the penalty */
 } fbp_slot;
 
 typedef struct {
@@ -98,6 +101,8 @@ typedef struct {
     double beta1, beta2, eps;
     double weight_decay;
     int decoupled;                 /* AdamW: decay the parameter, not the gradient */
+    int epsilon_hat;               /* Adam: eps is added to sqrt(v) before the bias correction (Kingma & Ba, end of section 2) */
+    double penalty;                /* the batch's loss has penalty / (2 * rows, or the sum of their weights) * sum of p^2 */
     double clip_norm;              /* 0: no clipping */
     int slots;
     const fbp_slot *slot;
@@ -107,6 +112,7 @@ typedef struct {
 typedef struct {
     const fbp_optimizer *optimizer;
     double lr, correction, root_scale;   /* Adam: 1 - beta1^t, 1/sqrt(1 - beta2^t) */
+    double decay;                  /* added to the gradient: decay * p */
     void *grads, *params, *state1, *state2;
     int not_finite;                /* whether a new parameter is not */
 } fbp_step;
@@ -165,6 +171,7 @@ typedef struct {
     double *partial;               /* fbp_partials(...) doubles */
     double seconds;
     int threads;
+    int tolerant;                  /* 1: goes on when a number is not finite */
     ptrdiff_t batch, batches;      /* in: where to start; out: where it stopped */
     int64_t steps;                 /* updates the optimizer has made */
     double loss_sum, hits;         /* running sums of rows * loss and of right answers */

@@ -3,15 +3,25 @@
  *   squared error            l = (p - t)^2                                    dl = 2 (p - t)
  *   absolute error           l = |p - t|                                      dl = sign(p - t)
  *   Huber(param)             l = d^2/2 for |d| <= param, else param (|d| - param/2)
+ *   quantile(param)          l = param |d| where p < t, (1 - param) |d| where p > t
+ *   Poisson on log rates     l = e^p - t p + t log t - t                      dl = e^p - t
  *   binary cross-entropy     l = -[t log p + (1-t) log(1-p)]                  dl = (p - t) / (p (1-p))
  *     logarithms not below -100, denominator not below 1e-12, as in PyTorch: finite for every p in [0, 1]
  *   ... on logits            l = max(z,0) - z t + log1p(e^-|z|)               dl = sigmoid(z) - t
  *   softmax cross-entropy    l = sum_j t_j (logsumexp(s) - s_j)               dl = softmax(s) sum_j t_j - t
+ *
+ * The last two with a limit: l as if the probability of what is true were within [e^-limit, 1 - e^-limit]; dl knows no limit.
  */
 
 typedef struct { vreal value, slope; } loss_pair;
 
-static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real param)
+typedef struct { double low, high; } loss_bounds;
+
+static loss_bounds bounds_of(double limit) { return (loss_bounds){-log1p(-exp(-limit)), limit}; }
+
+static ALWAYS_INLINE double bounded(double l, loss_bounds b) { return l < b.low ? b.low : l > b.high ? b.high : l; }   /* NaN stays */
+
+static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real param, loss_bounds bounds)
 {
     const vreal d = p - t, one = v_set(1);
     switch (kind) {
@@ -23,27 +33,37 @@ static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real pa
         return (loss_pair){v_select(outside, limit * (a - (real)0.5 * limit), (real)0.5 * d * d),
                            v_select(outside, v_copysign(limit, d), d)};
     }
+    case FBP_QUANTILE: {
+        const vreal above = v_set(1 - param), below = v_set(-param);
+        return (loss_pair){d * v_select(d > 0, above, below), v_select(d > 0, above, v_select(d < 0, below, d))};   /* NaN stays */
+    }
+    case FBP_POISSON: {
+        const vreal rate = v_exp(p);
+        return (loss_pair){v_fma(-t, p, rate) + (v_keep(t > 0, t * v_log(t)) - t), rate - t};
+    }
     case FBP_BCE: {
         const vreal floor = v_set(-100), lp = v_max(floor, v_log(p)), lq = v_max(floor, v_log1p(-p));
         return (loss_pair){-(v_fma(t, lp, (1 - t) * lq)), d / v_max(v_set((real)1e-12), p * (1 - p))};
     }
-    default:
-        return (loss_pair){v_drop(p <= 0, p) - p * t + v_log1p(v_exp(-v_abs(p))), v_sigmoid(p) - t};
+    default: {
+        const vreal l = v_drop(p <= 0, p) - p * t + v_log1p(v_exp(-v_abs(p))), low = v_set((real)bounds.low), high = v_set((real)bounds.high);
+        return (loss_pair){v_select(l < low, low, v_select(l > high, high, l)), v_sigmoid(p) - t};
+    }
     }
 }
 
-static ALWAYS_INLINE double loss_row(const int kind, ptrdiff_t n, const real *p, const real *t, real param, real factor, real *dp)
+static ALWAYS_INLINE double loss_row(const int kind, ptrdiff_t n, const real *p, const real *t, real param, loss_bounds bounds, real factor, real *dp)
 {
     double lane[LANES] = {0};
     ptrdiff_t j = 0;
     for (; j + VL <= n; j += VL) {
-        const loss_pair l = loss_at(kind, v_load(p + j), v_load(t + j), param);
+        const loss_pair l = loss_at(kind, v_load(p + j), v_load(t + j), param, bounds);
         lanes_add(lane, j % LANES, l.value);
         if (dp) v_store(dp + j, l.slope * factor);
     }
     if (j < n) {
         const ptrdiff_t r = n - j;
-        const loss_pair l = loss_at(kind, v_load_n(p + j, r), v_load_n(t + j, r), param);
+        const loss_pair l = loss_at(kind, v_load_n(p + j, r), v_load_n(t + j, r), param, bounds);
         for (ptrdiff_t i = 0; i < r; i++) lane[j % LANES + i] += (double)l.value[i];
         if (dp) v_store_n(dp + j, l.slope * factor, r);
     }
@@ -52,24 +72,27 @@ static ALWAYS_INLINE double loss_row(const int kind, ptrdiff_t n, const real *p,
 
 /* Without weights the rows are one long row: no tails between them. */
 static ALWAYS_INLINE double loss_rows(const int kind, ptrdiff_t B, ptrdiff_t n, const real *p, const real *t, const real *w, real param,
-                                      double factor, real *dp)
+                                      double limit, double factor, real *dp)
 {
-    if (!w) return loss_row(kind, B * n, p, t, param, (real)factor, dp);
+    const loss_bounds bounds = kind == FBP_BCE_LOGITS ? bounds_of(limit) : (loss_bounds){0, 0};
+    if (!w) return loss_row(kind, B * n, p, t, param, bounds, (real)factor, dp);
     double total = 0;
     for (ptrdiff_t i = 0; i < B; i++)
-        total += (double)w[i] * loss_row(kind, n, p + i * n, t + i * n, param, (real)((double)w[i] * factor), dp ? dp + i * n : NULL);
+        total += (double)w[i] * loss_row(kind, n, p + i * n, t + i * n, param, bounds, (real)((double)w[i] * factor), dp ? dp + i * n : NULL);
     return total;
 }
 
-static double loss(int kind, ptrdiff_t B, ptrdiff_t n, const real *p, const real *t, const real *w, double param, double factor, real *dp)
+static double loss(int kind, ptrdiff_t B, ptrdiff_t n, const real *p, const real *t, const real *w, double param, double limit, double factor, real *dp)
 {
     const real c = (real)param;
     switch (kind) {
-    case FBP_MSE: return loss_rows(FBP_MSE, B, n, p, t, w, c, factor, dp);
-    case FBP_L1: return loss_rows(FBP_L1, B, n, p, t, w, c, factor, dp);
-    case FBP_HUBER: return loss_rows(FBP_HUBER, B, n, p, t, w, c, factor, dp);
-    case FBP_BCE: return loss_rows(FBP_BCE, B, n, p, t, w, c, factor, dp);
-    default: return loss_rows(FBP_BCE_LOGITS, B, n, p, t, w, c, factor, dp);
+    case FBP_MSE: return loss_rows(FBP_MSE, B, n, p, t, w, c, limit, factor, dp);
+    case FBP_L1: return loss_rows(FBP_L1, B, n, p, t, w, c, limit, factor, dp);
+    case FBP_HUBER: return loss_rows(FBP_HUBER, B, n, p, t, w, c, limit, factor, dp);
+    case FBP_QUANTILE: return loss_rows(FBP_QUANTILE, B, n, p, t, w, c, limit, factor, dp);
+    case FBP_POISSON: return loss_rows(FBP_POISSON, B, n, p, t, w, c, limit, factor, dp);
+    case FBP_BCE: return loss_rows(FBP_BCE, B, n, p, t, w, c, limit, factor, dp);
+    default: return loss_rows(FBP_BCE_LOGITS, B, n, p, t, w, c, limit, factor, dp);
     }
 }
 
@@ -79,6 +102,7 @@ typedef struct {
     const real *t, *w;
     const int64_t *label;
     double even, kept, factor;   /* e/n, 1-e */
+    loss_bounds bounds;
 } soft_targets;
 
 /* Rows that are longer than a few vectors: one after the other. ds may be s. */
@@ -109,7 +133,7 @@ static double cross_entropy_rows(ptrdiff_t B, ptrdiff_t n, const real *s, const 
         }
         const double sum_exp = row_exp(n, s, max, ds);
         const double weight = q->w ? (double)q->w[i] : 1;
-        if (weight != 0) total += weight * (mass * log(sum_exp) - linear);
+        if (weight != 0) total += weight * bounded(mass * log(sum_exp) - linear, q->bounds);
         if (ds) {
             const double f = weight * q->factor;
             const real g = (real)(f * mass / sum_exp), shift = (real)(f * q->even);
@@ -155,7 +179,7 @@ static ALWAYS_INLINE double cross_entropy_lanes(double total, ptrdiff_t r, ptrdi
         linear += q->even * all, mass += q->even * (double)n;
     }
     const vdouble value = mass * v_widen(v_log1p(v_narrow(rest))) - linear, weight = v_widen(weight_row[0]);
-    for (ptrdiff_t l = 0; l < r; l++) if (weight[l] != 0) total += weight[l] * value[l];
+    for (ptrdiff_t l = 0; l < r; l++) if (weight[l] != 0) total += weight[l] * bounded(value[l], q->bounds);
     if (!ds) return total;
     const vdouble f = weight * q->factor;
     const vreal g = v_narrow(f * mass / (1 + rest)), shift = v_narrow(f * q->even), pull = v_narrow(f * q->kept);
@@ -169,9 +193,9 @@ static ALWAYS_INLINE double cross_entropy_lanes(double total, ptrdiff_t r, ptrdi
 }
 
 static double cross_entropy(ptrdiff_t B, ptrdiff_t n, const real *s, const real *t, const int64_t *label, const real *w, double smoothing,
-                            double factor, real *ds)
+                            double limit, double factor, real *ds)
 {
-    const soft_targets q = {t, w, label, smoothing / (double)n, 1 - smoothing, factor};
+    const soft_targets q = {t, w, label, smoothing / (double)n, 1 - smoothing, factor, bounds_of(limit)};
     if (n > SHORT) return cross_entropy_rows(B, n, s, &q, ds);
     double total = 0;
     for (ptrdiff_t i = 0; i < B; i += VL)

@@ -24,7 +24,7 @@ enum fbp_activation {
 /* y = a op b, elementwise. */
 enum fbp_binary { FBP_PLUS, FBP_MINUS, FBP_TIMES, FBP_OVER };
 
-enum fbp_loss_kind { FBP_MSE, FBP_L1, FBP_HUBER, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY };
+enum fbp_loss_kind { FBP_MSE, FBP_L1, FBP_HUBER, FBP_QUANTILE, FBP_POISSON, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY };
 
 /* How a product meets what its output holds: store over it, go on with its sum (one FMA chain in ascending k), or
  * add a finished sum to it. */
@@ -101,9 +101,11 @@ typedef struct {
     X(void, scale_columns, (ptrdiff_t B, ptrdiff_t n, ptrdiff_t ld, const R *x, const R *w, const R *b, int add, R *y)) \
     X(void, take_rows, (ptrdiff_t n, const R *x, ptrdiff_t rows, ptrdiff_t width, const R *w, R *y)) \
     X(void, add_rows, (ptrdiff_t n, const R *x, ptrdiff_t first, ptrdiff_t last, ptrdiff_t width, const R *dy, R *dw)) \
-    /* loss.inc.c: returns the sum of w*l over the rows; dp = w * dl/dp * factor (dp may be NULL) */ \
-    X(double, loss, (int kind, ptrdiff_t B, ptrdiff_t n, const R *p, const R *t, const R *w, double param, double factor, R *dp)) \
-    X(double, cross_entropy, (ptrdiff_t B, ptrdiff_t n, const R *s, const R *t, const int64_t *label, const R *w, double smoothing, double factor, R *ds)) \
+    /* loss.inc.c: returns the sum of w*l over the rows; dp = w * dl/dp * factor (dp may be NULL). Where l is of logits, its value counts as if \
+     * the probability were at least e^-limit and at most 1 - e^-limit. */ \
+    X(double, loss, (int kind, ptrdiff_t B, ptrdiff_t n, const R *p, const R *t, const R *w, double param, double limit, double factor, R *dp)) \
+    X(double, cross_entropy, (ptrdiff_t B, ptrdiff_t n, const R *s, const R *t, const int64_t *label, const R *w, double smoothing, double limit, \
+                              double factor, R *ds)) \
     X(double, accuracy, (ptrdiff_t B, ptrdiff_t n, const R *p, const R *t, const int64_t *label, double threshold)) \
     /* optim.inc.c: in place; return 0 when every new parameter is finite */ \
     X(int, sgd, (ptrdiff_t n, const fbp_rule *rule, const R *g, R *p, R *velocity)) \

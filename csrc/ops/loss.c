@@ -2,11 +2,12 @@
  * any number of workers. */
 #include "ops.h"
 
-double fbp_loss_factor(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, const void *w)
+double fbp_batch_weight(const fbp_kernels *t, ptrdiff_t B, const void *w) { return w ? t->sum(B, w) : (double)B; }
+
+double fbp_loss_factor(const fbp_loss *loss, double batch_weight)
 {
     if (loss->sum) return loss->scale;
-    const double total = w ? t->sum(B, w) : (double)B;
-    return total > 0 ? loss->scale / (total * loss->per_row) : 0;   /* a batch without weight has no loss and no gradient */
+    return batch_weight > 0 ? loss->scale / (batch_weight * loss->per_row) : 0;   /* a batch without weight has no loss and no gradient */
 }
 
 static fbp_target target_at(const fbp_kernels *t, fbp_target target, ptrdiff_t i, ptrdiff_t O)
@@ -24,9 +25,9 @@ void fbp_loss_rows(const fbp_kernels *t, const fbp_worker *w, const fbp_loss *lo
         const fbp_target here = target_at(t, target, i, O);
         const void *pi = fbp_at(t, p, i * O);
         void *di = fbp_at(t, dp, i * O);
-        partial[i / FBP_LOSS_CHUNK] = factor * (loss->kind == FBP_CROSS_ENTROPY
-            ? t->cross_entropy(rows, O, pi, here.t, here.label, here.w, loss->param, factor, di)
-            : t->loss(loss->kind, rows, O, pi, here.t, here.w, loss->param, factor, di));
+        partial[i / FBP_LOSS_CHUNK] = loss->reported * factor * (loss->kind == FBP_CROSS_ENTROPY
+            ? t->cross_entropy(rows, O, pi, here.t, here.label, here.w, loss->param, loss->limit, factor, di)
+            : t->loss(loss->kind, rows, O, pi, here.t, here.w, loss->param, loss->limit, factor, di));
     }
 }
 

@@ -39,15 +39,19 @@ void fbp_close_gradient(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, 
 void fbp_close_range(const fbp_frame *f, int value, int act, double alpha, ptrdiff_t i, ptrdiff_t end);
 
 /* Loss: partial sums of w*l by chunks of rows, dp = dL/dp; then every worker may ask for the total. */
-double fbp_loss_factor(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, const void *w);
+double fbp_batch_weight(const fbp_kernels *t, ptrdiff_t B, const void *w);   /* B, or the sum of w */
+double fbp_loss_factor(const fbp_loss *loss, double batch_weight);
 void fbp_loss_rows(const fbp_kernels *t, const fbp_worker *w, const fbp_loss *loss, double factor, ptrdiff_t B, ptrdiff_t O, const void *p,
                    fbp_target target, void *dp, double *partial);
 void fbp_accuracy_rows(const fbp_kernels *t, const fbp_worker *w, double threshold, ptrdiff_t B, ptrdiff_t O, const void *p,
                        fbp_target target, double *partial);
 double fbp_chunk_total(const double *partial, ptrdiff_t B);
 
-/* Step `number` (from 1) of an optimizer: `range` updates parameters [i, i + n) of one slot, `flat` the worker's share of all n parameters. With clipping the squares come first and a barrier stands between the two calls. */
-fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number);
+/* Step `number` (from 1) of an optimizer: `range` updates parameters [i, i + n) of one slot, `flat` the worker's share of all n parameters. With clipping the squares come first and a barrier stands between the two calls. `penalty` leaves partial sums of the penalty's squares,
+ * whose total is for every worker after a barrier. */
+fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number, double batch_weight);
+void fbp_penalty_squares(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, ptrdiff_t n, const void *params, double *partial);
+double fbp_penalty(const fbp_optimizer *o, double batch_weight, ptrdiff_t n, const double *partial);
 const fbp_slot *fbp_slot_of(const fbp_optimizer *o, ptrdiff_t i);
 void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n);
 void fbp_update_squares(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, const void *grads, double *partial);

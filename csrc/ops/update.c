@@ -19,9 +19,33 @@ static double clip_factor(double clip, ptrdiff_t n, const double *partial)
     return factor < 1 ? factor : 1;
 }
 
-fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number)
+static double over_batch(double penalty, double batch_weight) { return batch_weight > 0 ? penalty / batch_weight : 0; }
+
+void fbp_penalty_squares(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, ptrdiff_t n, const void *params, double *partial)
 {
-    fbp_step s = {.optimizer = o, .lr = lr, .correction = 1, .root_scale = 1};
+    ptrdiff_t i, end;
+    fbp_share(w, n, FBP_SQUARES_CHUNK, &i, &end);
+    for (; i < end; i += FBP_SQUARES_CHUNK) {
+        const ptrdiff_t stop = end - i < FBP_SQUARES_CHUNK ? end : i + FBP_SQUARES_CHUNK;
+        double total = 0;
+        for (const fbp_slot *slot = o->slot; slot < o->slot + o->slots && slot->offset < stop; slot++) {
+            const ptrdiff_t first = slot->offset > i ? slot->offset : i, last = slot->offset + slot->size < stop ? slot->offset + slot->size : stop;
+            if (first < last && slot->decay != 0) total += slot->decay * t->sum_of_squares(last - first, fbp_at(t, params, first));
+        }
+        partial[i / FBP_SQUARES_CHUNK] = total;
+    }
+}
+
+double fbp_penalty(const fbp_optimizer *o, double batch_weight, ptrdiff_t n, const double *partial)
+{
+    double squares = 0;
+    for (ptrdiff_t i = 0; i < n; i += FBP_SQUARES_CHUNK) squares += partial[i / FBP_SQUARES_CHUNK];
+    return 0.5 * over_batch(o->penalty, batch_weight) * squares;
+}
+
+fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number, double batch_weight)
+{
+    fbp_step s = {.optimizer = o, .lr = lr, .correction = 1, .root_scale = 1, .decay = o->weight_decay + over_batch(o->penalty, batch_weight)};
     if (o->kind == FBP_ADAM) {   /* bias corrections from the whole step number, in double */
         s.correction = 1 - pow(o->beta1, (double)number);
         s.root_scale = 1 / sqrt(1 - pow(o->beta2, (double)number));
@@ -32,11 +56,11 @@ fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number)
 static fbp_rule rule_of(const fbp_step *s, const fbp_slot *slot)
 {
     const fbp_optimizer *o = s->optimizer;
-    const double lr = s->lr * slot->rate, decay = o->weight_decay * slot->decay;
+    const double lr = s->lr * slot->rate, decay = s->decay * slot->decay;
     return (fbp_rule){.lr = lr / s->correction, .root_scale = s->root_scale,
                       .decay = o->decoupled ? 0 : decay, .shrink = o->decoupled ? 1 - lr * decay : 1,
                       .momentum = o->momentum, .nesterov = o->nesterov, .rate_inside = o->rate_inside,
-                      .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps};
+                      .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->epsilon_hat ? o->eps * s->root_scale : o->eps};
 }
 
 const fbp_slot *fbp_slot_of(const fbp_optimizer *o, ptrdiff_t i)
@@ -51,7 +75,11 @@ void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, p
     if (slot->rate == 0) return;
     const fbp_rule rule = rule_of(s, slot);
     void *g = fbp_at(t, s->grads, i), *p = fbp_at(t, s->params, i), *s1 = fbp_at(t, s->state1, i), *s2 = fbp_at(t, s->state2, i);
-    s->not_finite |= s->optimizer->kind == FBP_ADAM ? t->adam(n, &rule, g, p, s1, s2) : t->sgd(n, &rule, g, p, s1);
+    switch (s->optimizer->kind) {
+    case FBP_SGD: s->not_finite |= t->sgd(n, &rule, g, p, s1); break;
+    case FBP_ADAM: s->not_finite |= t->adam(n, &rule, g, p, s1, s2); break;
+    default: if (rule.decay != 0) t->affine(n, rule.decay, 0, p, 1, g);
+    }
 }
 
 void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptrdiff_t n, const double *partial)

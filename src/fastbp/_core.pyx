@@ -35,12 +35,12 @@ cdef extern from "fastbp.h" nogil:
 
     enum: FBP_IDENTITY, FBP_RELU, FBP_LEAKY_RELU, FBP_SIGMOID, FBP_TANH, FBP_ELU, FBP_EXP, FBP_SQRT, FBP_RECIPROCAL
     enum: FBP_SOFTPLUS, FBP_GELU, FBP_SILU, FBP_LOG, FBP_SIN, FBP_COS, FBP_SQUARE
-    enum: FBP_MSE, FBP_L1, FBP_HUBER, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY
+    enum: FBP_MSE, FBP_L1, FBP_HUBER, FBP_QUANTILE, FBP_POISSON, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY
     enum: FBP_STORE
     enum: FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT, FBP_BINARY, FBP_AFFINE, FBP_SUM, FBP_EXPAND, FBP_PLACE, FBP_PICK
     enum: FBP_PARAMETER, FBP_LAYERNORM, FBP_BATCHNORM, FBP_SCALE, FBP_EMBEDDING, FBP_OP_KINDS
     enum: FBP_UNWANTED, FBP_FIRST, FBP_MORE
-    enum: FBP_SGD, FBP_ADAM
+    enum: FBP_SGD, FBP_ADAM, FBP_GRADIENT
     enum: FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
 
     ctypedef struct fbp_epilogue:
@@ -88,7 +88,7 @@ cdef extern from "fastbp.h" nogil:
         double work_per_row
     ctypedef struct fbp_loss:
         int kind, sum
-        double per_row, scale, param
+        double per_row, scale, param, limit, reported
     ctypedef struct fbp_target:
         const void *t
         const int64_t *label
@@ -101,8 +101,8 @@ cdef extern from "fastbp.h" nogil:
         double momentum
         int nesterov, rate_inside
         double beta1, beta2, eps, weight_decay
-        int decoupled
-        double clip_norm
+        int decoupled, epsilon_hat
+        double penalty, clip_norm
         int slots
         const fbp_slot *slot
     ctypedef struct fbp_frame:
@@ -135,7 +135,7 @@ cdef extern from "fastbp.h" nogil:
         double threshold
         double *partial
         double seconds
-        int threads
+        int threads, tolerant
         ptrdiff_t batch, batches
         int64_t steps
         double loss_sum, hits, last_loss
@@ -159,7 +159,8 @@ cdef extern from "fastbp.h" nogil:
 ACTIVATIONS = {"identity": FBP_IDENTITY, "relu": FBP_RELU, "leaky_relu": FBP_LEAKY_RELU, "sigmoid": FBP_SIGMOID, "tanh": FBP_TANH,
                "elu": FBP_ELU, "exp": FBP_EXP, "softplus": FBP_SOFTPLUS, "gelu": FBP_GELU, "silu": FBP_SILU, "sqrt": FBP_SQRT,
                "reciprocal": FBP_RECIPROCAL, "log": FBP_LOG, "sin": FBP_SIN, "cos": FBP_COS, "square": FBP_SQUARE}
-LOSSES = {"mse": FBP_MSE, "l1": FBP_L1, "huber": FBP_HUBER, "bce": FBP_BCE, "bce_logits": FBP_BCE_LOGITS, "cross_entropy": FBP_CROSS_ENTROPY}
+LOSSES = {"mse": FBP_MSE, "l1": FBP_L1, "huber": FBP_HUBER, "quantile": FBP_QUANTILE, "poisson": FBP_POISSON, "bce": FBP_BCE, "bce_logits": FBP_BCE_LOGITS,
+          "cross_entropy": FBP_CROSS_ENTROPY}
 OPERATIONS = {"dense": FBP_DENSE, "activation": FBP_ACTIVATION, "softmax": FBP_SOFTMAX, "dropout": FBP_DROPOUT,
               "binary": FBP_BINARY, "affine": FBP_AFFINE, "sum": FBP_SUM, "expand": FBP_EXPAND, "place": FBP_PLACE, "pick": FBP_PICK,
               "parameter": FBP_PARAMETER, "layernorm": FBP_LAYERNORM, "batchnorm": FBP_BATCHNORM, "scale": FBP_SCALE, "embedding": FBP_EMBEDDING}
@@ -317,11 +318,11 @@ def first_nonfinite(array):
 # ---- rules -------------------------------------------------------------------------------------------------------------------------
 
 cdef class LossRule:
-    """A loss in C's terms: L = factor * sum of w_i l_i, factor = scale / (sum of w * per_row), or scale when `sum`."""
+    """A loss in C's terms: L = factor * sum of w_i l_i, factor = scale / (sum of w * per_row), or scale when `sum`. limit, reported: see fbp_loss."""
     cdef fbp_loss c
 
-    def __cinit__(self, int kind, bint sum, double per_row, double scale, double param):
-        self.c = fbp_loss(kind, sum, per_row, scale, param)
+    def __cinit__(self, int kind, bint sum, double per_row, double scale, double param, *, double limit=float("inf"), double reported=1):
+        self.c = fbp_loss(kind, sum, per_row, scale, param, limit, reported)
 
     def value(self, cnp.ndarray p not None, t, label, w, dp):
         """Loss of p (B, O) against t (B, O) or label (B), weights w (B) or None; fills dp (B, O) unless None."""
@@ -372,7 +373,7 @@ cdef class UpdateRule:
     cdef ptrdiff_t size
 
     def __cinit__(self, str kind, slots, *, double momentum=0, bint nesterov=False, bint rate_inside=False, betas=(0.9, 0.999),
-                  double eps=1e-8, double weight_decay=0, bint decoupled=False, double clip_norm=0):
+                  double eps=1e-8, double weight_decay=0, bint decoupled=False, bint epsilon_hat=False, double penalty=0, double clip_norm=0):
         cdef int i
         self.slot = <fbp_slot *>allocate(len(slots) * sizeof(fbp_slot))
         for i, (offset, size, rate, decay) in enumerate(slots):
@@ -380,8 +381,8 @@ cdef class UpdateRule:
                 raise ValueError("slots must be in ascending order and must not overlap")
             self.slot[i] = fbp_slot(offset, size, rate, decay)
             self.size = offset + size
-        self.c = fbp_optimizer({"sgd": FBP_SGD, "adam": FBP_ADAM}[kind], momentum, nesterov, rate_inside, betas[0], betas[1], eps,
-                               weight_decay, decoupled, clip_norm, len(slots), self.slot)
+        self.c = fbp_optimizer({"sgd": FBP_SGD, "adam": FBP_ADAM, "gradient": FBP_GRADIENT}[kind], momentum, nesterov, rate_inside, betas[0], betas[1],
+                               eps, weight_decay, decoupled, epsilon_hat, penalty, clip_norm, len(slots), self.slot)
 
     def __dealloc__(self):
         free(self.slot)
@@ -600,7 +601,7 @@ cdef class Run:
     """Training of one program on one data set. `start` begins an epoch, `advance` runs whole steps for a while.
 
     x (n, I); t (n, O) or label (n); w (n) or None; state1, state2: the optimizer's arrays or None; outputs: (n, O) to receive the
-    predictions in batch order, or None; threshold: None for no accuracy, else see `hits`.
+    predictions in batch order, or None; threshold: None for no accuracy, else see `hits`; tolerant: goes on when a number is not finite.
     """
     cdef fbp_run c
     cdef Program program
@@ -609,10 +610,10 @@ cdef class Run:
     cdef readonly int team         # threads that a step deserves
 
     def __cinit__(self, Program program, LossRule loss, UpdateRule update, params, grads, state1, state2, x, t, label, w,
-                  ptrdiff_t batch_size, outputs, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps):
+                  ptrdiff_t batch_size, outputs, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps, bint tolerant=False):
         cdef int type = program.type
         cdef ptrdiff_t n = x.shape[0], batch = min(batch_size, program.capacity)
-        if batch != batch_size or n < 1 or update.size != program.parameters:
+        if batch != batch_size or n < 1 or update.size > program.parameters:
             raise ValueError("the run does not fit the program")
         self.program = program
         gathered = empty(type, batch, program.outputs), empty(type, batch, 1), cnp.PyArray_EMPTY(1, [batch], cnp.NPY_INT64, 0)
@@ -629,7 +630,7 @@ cdef class Run:
         self.c.outputs = maybe(outputs, type, n * program.outputs, True)
         self.c.wants_accuracy = threshold is not None
         self.c.threshold = 0 if threshold is None else threshold
-        self.c.steps = steps
+        self.c.steps, self.c.tolerant = steps, tolerant
         self.team = fbp_program_threads(&program.c, min(batch, n), 3)
         self.c.partial = <double *>allocate(fbp_partials(batch, program.parameters, self.team) * sizeof(double))
         self.c.frame = &program.frame

@@ -253,16 +253,16 @@ class Model:
     def _views(self, flat: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
         return {name: flat[at : at + math.prod(shape)].reshape(shape) for name in names for at, shape in (self._shapes[name],)}
 
-    def slots(self) -> list[tuple[int, int, float, float]]:
+    def slots(self, decay: Callable[[str], float] = lambda name: 1.0) -> list[tuple[int, int, float, float]]:
         """(offset, size, factor on the rate, factor on the decay) for the update; neighbours with equal factors are one slot. The rate of what
-        is not trained is 0."""
+        is not trained is 0. decay: the factor for a parameter's name."""
         slots: list[tuple[int, int, float, float]] = []
         ends = [at for at, _ in self._shapes.values()][1:] + [self._flat_parameters.size]
         for (name, (at, _)), end in zip(self._shapes.items(), ends, strict=True):
-            factor = 0.0 if name in self._statistics else 1.0
-            if slots and slots[-1][2] == factor:
+            factors = (0.0, 0.0) if name in self._statistics else (1.0, decay(name))
+            if slots and slots[-1][2:] == factors:
                 at = slots.pop()[0]
-            slots.append((at, end - at, factor, factor))
+            slots.append((at, end - at, *factors))
         return slots
 
     def parameters_changed(self) -> None:

@@ -24,6 +24,8 @@ class Loss:
     kernel: str
     parameter = 0.0
     scale = 1.0
+    limit = float("inf")             # of logits: the value counts as if the probability were within [e^-limit, 1 - e^-limit]
+    reported = 1.0                   # factor on the value alone
     threshold: float | None = None   # of "accuracy": p > threshold; NaN: argmax; None: the loss has no notion of a right answer
     rowwise = False                  # a row has one loss, not one per element
 
@@ -35,7 +37,7 @@ class Loss:
     def rule(self, outputs: int) -> _core.LossRule:
         """This loss over `outputs` columns in the engine's terms."""
         per_row = outputs if self.reduction == "mean" and not self.rowwise else 1
-        return _core.LossRule(_core.LOSSES[self.kernel], self.reduction == "sum", per_row, self.scale, self.parameter)
+        return _core.LossRule(_core.LOSSES[self.kernel], self.reduction == "sum", per_row, self.scale, self.parameter, limit=self.limit, reported=self.reported)
 
     def target(self, name: str, value: Any, rows: int, outputs: int, dtype: np.dtype) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(values (rows, outputs), None) or (None, labels (rows,)), converted and checked. (B,) is accepted for (B, 1)."""
@@ -112,6 +114,33 @@ class HuberLoss(Loss):
 
     def config(self) -> dict[str, Any]:
         return {"delta": self.delta, "reduction": self.reduction}
+
+
+class QuantileLoss(Loss):
+    """L = q |d| for p < y, (1 - q) |d| for p > y, with d = p - y; dL/dp = -q, 1 - q, 0 at 0: its minimum is the q-quantile of y (Koenker &
+    Bassett 1978; sklearn.metrics.mean_pinball_loss). 0 < quantile < 1."""
+
+    kernel = "quantile"
+
+    def __init__(self, quantile: float = 0.5, reduction: str = "mean"):
+        super().__init__(reduction)
+        self.parameter = self.quantile = arrays.number("quantile", quantile, low=0, high=1, open_low=True, open_high=True)
+
+    def config(self) -> dict[str, Any]:
+        return {"quantile": self.quantile, "reduction": self.reduction}
+
+
+class PoissonLoss(Loss):
+    """L = e^z - y z + y log y - y, half the Poisson deviance of rate e^z; dL/dz = e^z - y. For predictions z that are logarithms of rates, and
+    targets y >= 0, with 0 log 0 = 0 (torch.nn.PoissonNLLLoss(log_input=True) without the terms of y alone)."""
+
+    kernel = "poisson"
+
+    def check_values(self, name: str, target: np.ndarray) -> np.ndarray:
+        if (target < 0).any():
+            row, column = (int(i) for i in np.argwhere(target < 0)[0])
+            raise ValueError(f"{name} must not be negative, got {target[row, column]} in row {row}, column {column}")
+        return target
 
 
 class _Binary(Loss):

@@ -255,7 +255,8 @@ class Data:
 class _NativeRun:
     """Epochs in C. See _core.Run."""
 
-    def __init__(self, model: Any, loss: Loss, optimizer: Optimizer, data: Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
+    def __init__(self, model: Any, loss: Loss, optimizer: Optimizer, data: Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric],
+                 tolerant: bool = False):
         output, self._through_sigmoid = model.output, False
         if isinstance(loss, BCELoss) and getattr(_last(model)[0], "function", None) == "sigmoid":   # MATH.md §5: the pair in its simplified form, p - y
             output, loss, self._through_sigmoid = model.nodes[_last(model)[1]].reads[0], BCEWithLogitsLoss(loss.reduction), True
@@ -267,7 +268,7 @@ class _NativeRun:
         state1, state2 = (*optimizer.state, None, None)[:2]
         self.run = _core.Run(program, loss.rule(program.outputs), optimizer.rule(model, clip_norm), model.flat_parameters, gradients,
                              state1, state2, data.x, data.t, data.label, data.weight, batch_size, self._outputs,
-                             loss.threshold if "accuracy" in metrics else None, model.seed, model.steps, optimizer.steps)
+                             loss.threshold if "accuracy" in metrics else None, model.seed, model.steps, optimizer.steps, tolerant)
         self.start, self.rewind = self.run.start, self.run.rewind
         self.pace = model.workspace.pace(self.run.choices)
 
