@@ -18,6 +18,7 @@ static const struct { fbp_driver *forward, *backward, *gradients; } drivers[FBP_
     [FBP_BATCHNORM] = {fbp_batchnorm_forward, fbp_batchnorm_backward, NULL},
     [FBP_SCALE] = {fbp_scale_forward, fbp_scale_backward, fbp_scale_gradients},
     [FBP_EMBEDDING] = {fbp_embedding_forward, fbp_embedding_backward, fbp_embedding_gradients},
+    [FBP_SPARSE] = {fbp_sparse_forward, fbp_sparse_backward, fbp_sparse_gradients},
 };
 
 /* The elementwise kinds. */
@@ -137,6 +138,7 @@ void fbp_backward(fbp_frame *f, const void *dout, int threads)
 typedef struct {
     const fbp_program *program;
     const void *params, *x;
+    const fbp_csr *csr;
     void *y, *memory;
     ptrdiff_t n;
 } prediction;
@@ -147,19 +149,20 @@ static void predict_share(const fbp_worker *w, void *argument)
     const fbp_program *p = q->program;
     const fbp_worker alone = {0, 1, NULL};
     fbp_frame f = fbp_frame_in((char *)q->memory + (size_t)w->part * fbp_frame_bytes(p, 1), p);
-    f.params = q->params;
+    f.params = q->params, f.csr = q->csr;
     ptrdiff_t i, end;
     for (fbp_share(w, q->n, 32, &i, &end); i < end; i += f.rows) {
         f.rows = end - i < p->capacity ? end - i : p->capacity;
         f.value[p->input] = fbp_at(p->table, q->x, i * p->value[p->input].width);
+        f.first = i;
         f.value[p->output] = fbp_at(p->table, q->y, i * p->value[p->output].width);
         forward(&f, &alone);
     }
 }
 
-void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, void *y, void *memory, int threads)
+void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *y, void *memory, int threads)
 {
-    prediction q = {p, params, x, y, memory, n};
+    prediction q = {p, params, x, csr, y, memory, n};
     if (p->ops == 0) {   /* the identity */
         memcpy(y, x, (size_t)(n * p->value[p->input].width) * p->table->size);
         return;
@@ -197,6 +200,7 @@ static fbp_target take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w
     const ptrdiff_t I = p->value[p->input].width, O = p->value[p->output].width;
     const size_t size = p->table->size;
     fbp_target target = {r->target.t ? r->gathered_t : NULL, r->target.label ? r->gathered_label : NULL, r->target.w ? r->gathered_w : NULL};
+    f->order = r->order, f->first = first;
     if (!r->order) {
         f->value[p->input] = fbp_at(p->table, r->x, first * I);
         return (fbp_target){fbp_at(p->table, r->target.t, first * O), r->target.label ? r->target.label + first : NULL,
@@ -204,7 +208,7 @@ static fbp_target take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w
     }
     const int64_t *order = r->order + first;
     f->value[p->input] = input_room;
-    gather(w, order, f->rows, (size_t)I * size, r->x, input_room);
+    if (r->x) gather(w, order, f->rows, (size_t)I * size, r->x, input_room);
     if (target.t) gather(w, order, f->rows, (size_t)O * size, r->target.t, r->gathered_t);
     if (target.label) gather(w, order, f->rows, sizeof *r->target.label, r->target.label, r->gathered_label);
     if (target.w) gather(w, order, f->rows, size, r->target.w, r->gathered_w);
@@ -232,7 +236,7 @@ static void train(const fbp_worker *w, void *argument)
     const ptrdiff_t O = p->value[p->output].width, chunks = (r->batch_size + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK;
     const ptrdiff_t parameters = o->slots ? o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size : 0;
     /* Clipping needs all gradients first; few parameters are updated faster in one go. */
-    const int rides = p->complete && o->clip_norm == 0 && parameters > SMALL;
+    const int rides = p->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && parameters > SMALL;
     double *losses = r->partial, *hits = losses + chunks, *broken = hits + chunks, *squares = broken + w->parts;
     void *value[p->values];   /* this worker's pointers: the input's changes with the batch */
     fbp_frame f = *r->frame;
@@ -245,6 +249,12 @@ static void train(const fbp_worker *w, void *argument)
     ptrdiff_t look = first_batch;
 
     if (w->part == 0) r->paused = 0;
+    if (f.csr && rides && !r->cleared) {
+        ptrdiff_t i, end;
+        fbp_share(w, parameters, FBP_SQUARES_CHUNK, &i, &end);
+        memset(fbp_at(t, f.grads, i), 0, (size_t)(end - i) * t->size);
+        fbp_barrier(w);
+    }
 
     for (ptrdiff_t b = first_batch;; b++) {
         const ptrdiff_t first = b * r->batch_size;
@@ -311,6 +321,7 @@ void fbp_train(fbp_run *r)
         return;
     }
     fbp_run_team(r->threads, FBP_SUBNORMALS_FLUSHED, train, r);
+    r->cleared = 1;
     r->frame->step += (uint64_t)r->steps - before;
 }
 

@@ -18,6 +18,7 @@ enum fbp_op_kind {
     FBP_LAYERNORM, FBP_BATCHNORM,  /* y = (x - mean) / sqrt(var + alpha) over a row; over a column of the batch, or with its running statistics */
     FBP_SCALE,                     /* y = x w + b, one w and b per column */
     FBP_EMBEDDING,                 /* y = the rows of w whose numbers x holds, side by side */
+    FBP_SPARSE,                    /* y = act(x w + b), x rows of a CSR matrix: only the input, and then no other operation reads it */
     FBP_OP_KINDS
 };
 
@@ -117,6 +118,13 @@ typedef struct {
     int not_finite;                /* whether a new parameter is not */
 } fbp_step;
 
+/* A matrix by its non-zero elements, row by row: entries start[i] to start[i + 1] are those of row i. */
+typedef struct {
+    const int64_t *start;
+    const int32_t *column;
+    const void *value;
+} fbp_csr;
+
 /* One running use of a program: where its values are and what the operations need to know. */
 typedef struct {
     const fbp_program *program;
@@ -127,6 +135,9 @@ typedef struct {
     ptrdiff_t rows;
     int training;                  /* 0: dropout is the identity */
     uint64_t seed, step;           /* of dropout */
+    const fbp_csr *csr;            /* a sparse input: row i of the batch is row order[first + i], or first + i without an order */
+    const int64_t *order;
+    ptrdiff_t first;
     void *scratch;                 /* program->scratch bytes per worker */
     fbp_step *update;              /* rides on the gradients; NULL: comes after them */
 } fbp_frame;
@@ -146,9 +157,9 @@ size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, cons
 void fbp_forward(fbp_frame *f, int threads);
 void fbp_backward(fbp_frame *f, const void *dout, int threads);
 
-/* y (n, O) = the program applied to x (n, I), slice by slice of at most `capacity` rows, each by one thread.
+/* y (n, O) = the program applied to x (n, I), or to a sparse one, slice by slice of at most `capacity` rows, each by one thread.
  * Memory: fbp_frame_bytes(p, 1) for each of `threads` workers. */
-void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, void *y, void *memory, int threads);
+void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *y, void *memory, int threads);
 
 enum fbp_status { FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE };
 
@@ -160,7 +171,7 @@ typedef struct {
     void *params, *state1, *state2;    /* state: velocity, or m and v */
     const double *lr;              /* per batch of the epoch */
     ptrdiff_t n, batch_size;
-    const void *x;
+    const void *x;                 /* NULL: the frame has a sparse input */
     fbp_target target;             /* of all n rows */
     const int64_t *order;          /* batch i takes rows order[i*batch_size ...]; NULL: in order */
     void *gathered_t, *gathered_w;     /* room for one batch */
@@ -172,6 +183,7 @@ typedef struct {
     double seconds;
     int threads;
     int tolerant;                  /* 1: goes on when a number is not finite */
+    int cleared;                   /* 1: the gradients of a sparse operation's weight were zero when the first step began */
     ptrdiff_t batch, batches;      /* in: where to start; out: where it stopped */
     int64_t steps;                 /* updates the optimizer has made */
     double loss_sum, hits;         /* running sums of rows * loss and of right answers */

@@ -18,6 +18,7 @@ fbp_driver fbp_layernorm_forward, fbp_layernorm_backward;
 fbp_driver fbp_batchnorm_forward, fbp_batchnorm_backward, fbp_batchnorm_statistics;
 fbp_driver fbp_scale_forward, fbp_scale_backward, fbp_scale_gradients;
 fbp_driver fbp_embedding_forward, fbp_embedding_backward, fbp_embedding_gradients;
+fbp_driver fbp_sparse_forward, fbp_sparse_backward, fbp_sparse_gradients;
 
 /* Elementwise: over elements [i, end) of the values. */
 typedef void fbp_range_driver(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrdiff_t end);
@@ -47,8 +48,9 @@ void fbp_accuracy_rows(const fbp_kernels *t, const fbp_worker *w, double thresho
                        fbp_target target, double *partial);
 double fbp_chunk_total(const double *partial, ptrdiff_t B);
 
-/* Step `number` (from 1) of an optimizer: `range` updates parameters [i, i + n) of one slot, `flat` the worker's share of all n parameters. With clipping the squares come first and a barrier stands between the two calls. `penalty` leaves partial sums of the penalty's squares,
- * whose total is for every worker after a barrier. */
+/* Step `number` (from 1) of an optimizer: `range` updates parameters [i, i + n) of one slot, `flat` the worker's share of all n parameters.
+ * With clipping the squares come first and a barrier stands between the two calls. `penalty_squares` leaves the penalty's partial sums, for
+ * every worker's `penalty` after a barrier. */
 fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number, double batch_weight);
 void fbp_penalty_squares(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, ptrdiff_t n, const void *params, double *partial);
 double fbp_penalty(const fbp_optimizer *o, double batch_weight, ptrdiff_t n, const double *partial);

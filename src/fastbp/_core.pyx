@@ -3,7 +3,7 @@
 have been checked in this file, and is held by a reference for as long as C runs without the GIL."""
 
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 cimport numpy as cnp
@@ -38,7 +38,7 @@ cdef extern from "fastbp.h" nogil:
     enum: FBP_MSE, FBP_L1, FBP_HUBER, FBP_QUANTILE, FBP_POISSON, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY
     enum: FBP_STORE
     enum: FBP_DENSE, FBP_ACTIVATION, FBP_SOFTMAX, FBP_DROPOUT, FBP_BINARY, FBP_AFFINE, FBP_SUM, FBP_EXPAND, FBP_PLACE, FBP_PICK
-    enum: FBP_PARAMETER, FBP_LAYERNORM, FBP_BATCHNORM, FBP_SCALE, FBP_EMBEDDING, FBP_OP_KINDS
+    enum: FBP_PARAMETER, FBP_LAYERNORM, FBP_BATCHNORM, FBP_SCALE, FBP_EMBEDDING, FBP_SPARSE, FBP_OP_KINDS
     enum: FBP_UNWANTED, FBP_FIRST, FBP_MORE
     enum: FBP_SGD, FBP_ADAM, FBP_GRADIENT
     enum: FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
@@ -105,6 +105,10 @@ cdef extern from "fastbp.h" nogil:
         double penalty, clip_norm
         int slots
         const fbp_slot *slot
+    ctypedef struct fbp_csr:
+        const int64_t *start
+        const int32_t *column
+        const void *value
     ctypedef struct fbp_frame:
         const fbp_program *program
         void **value
@@ -114,6 +118,7 @@ cdef extern from "fastbp.h" nogil:
         ptrdiff_t rows
         int training
         uint64_t seed, step
+        const fbp_csr *csr
         void *scratch
     ctypedef struct fbp_run:
         fbp_frame *frame
@@ -147,7 +152,7 @@ cdef extern from "fastbp.h" nogil:
     fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
     void fbp_forward(fbp_frame *f, int threads)
     void fbp_backward(fbp_frame *f, const void *dout, int threads)
-    void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, void *y, void *memory, int threads)
+    void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *y, void *memory, int threads)
     void fbp_train(fbp_run *run)
     ptrdiff_t fbp_partials(ptrdiff_t rows, ptrdiff_t parameters, int threads)
     double fbp_loss_value(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target, void *dp,
@@ -163,7 +168,7 @@ LOSSES = {"mse": FBP_MSE, "l1": FBP_L1, "huber": FBP_HUBER, "quantile": FBP_QUAN
           "cross_entropy": FBP_CROSS_ENTROPY}
 OPERATIONS = {"dense": FBP_DENSE, "activation": FBP_ACTIVATION, "softmax": FBP_SOFTMAX, "dropout": FBP_DROPOUT,
               "binary": FBP_BINARY, "affine": FBP_AFFINE, "sum": FBP_SUM, "expand": FBP_EXPAND, "place": FBP_PLACE, "pick": FBP_PICK,
-              "parameter": FBP_PARAMETER, "layernorm": FBP_LAYERNORM, "batchnorm": FBP_BATCHNORM, "scale": FBP_SCALE, "embedding": FBP_EMBEDDING}
+              "parameter": FBP_PARAMETER, "layernorm": FBP_LAYERNORM, "batchnorm": FBP_BATCHNORM, "scale": FBP_SCALE, "embedding": FBP_EMBEDDING, "sparse": FBP_SPARSE}
 UNWANTED, FIRST, MORE = FBP_UNWANTED, FBP_FIRST, FBP_MORE
 RUNNING, DONE, LOSS_NOT_FINITE, PARAMETER_NOT_FINITE = FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
 
@@ -357,6 +362,26 @@ cdef fbp_target targets(int type, ptrdiff_t B, ptrdiff_t O, t, label, w) except 
     return target
 
 
+cdef fbp_csr csr(object x, int type, ptrdiff_t columns) except *:
+    """A sparse matrix with shape, indptr (int64), indices (int32) and data (of this type), read where it lies."""
+    cdef fbp_csr m
+    cdef ptrdiff_t rows = x.shape[0], i, k
+    cdef cnp.ndarray indices = <cnp.ndarray?>x.indices
+    m.start = labels_of(x.indptr, rows + 1)
+    if x.shape[1] != columns or rows < 1 or cnp.PyArray_TYPE(indices) != cnp.NPY_INT32 or not cnp.PyArray_ISCARRAY_RO(indices) or m.start[0] != 0:
+        raise ValueError("the sparse matrix does not fit the program")
+    for i in range(rows):
+        if m.start[i + 1] < m.start[i]:
+            raise ValueError("indptr must not descend")
+    m.column, m.value = <const int32_t *>cnp.PyArray_DATA(indices), data(x.data, type, m.start[rows])
+    if indices.size < m.start[rows]:
+        raise ValueError("indices must have as many elements as data")
+    for k in range(m.start[rows]):
+        if not 0 <= m.column[k] < columns:
+            raise ValueError(f"indices must hold columns from 0 to {columns - 1}, got {m.column[k]}")
+    return m
+
+
 def hits(double threshold, p, t, label):
     """Sum over the rows of p (B, O) of right answers; threshold NaN: by argmax, else elementwise p > threshold against t > 1/2."""
     cdef int type = type_of(p.dtype)
@@ -456,7 +481,7 @@ cdef class Program:
             X, Z, Y = self.value[<int>x].width, self.value[<int>z].width, self.value[<int>y].width
             if kind == FBP_EMBEDDING and (at < 1 or Y % X):
                 raise ValueError(f"operation {i} does not fit the widths of its values")
-            most = X * Y if kind == FBP_DENSE else Y if kind in (FBP_PARAMETER, FBP_SCALE, FBP_BATCHNORM) else at * (Y // X) if kind == FBP_EMBEDDING else 0
+            most = X * Y if kind in (FBP_DENSE, FBP_SPARSE) else Y if kind in (FBP_PARAMETER, FBP_SCALE, FBP_BATCHNORM) else at * (Y // X) if kind == FBP_EMBEDDING else 0
             if most and (weight < 0 or weight + most > parameters or bias < -1 or bias + Y > parameters):
                 raise ValueError(f"operation {i} reads outside the parameters")
             kept = capacity if kind == FBP_LAYERNORM else 5 * Y + 1 if kind == FBP_BATCHNORM else 0
@@ -467,6 +492,7 @@ cdef class Program:
             elif kind == FBP_PLACE: fits = 0 <= at <= Y - X
             elif kind == FBP_PICK: fits = 0 <= at <= X - Y
             elif kind == FBP_BINARY: fits = X == Y and Z == Y
+            elif kind == FBP_SPARSE: fits = x == input and i == 0
             else: fits = kind in (FBP_DENSE, FBP_EMBEDDING) or X == Y
             if not fits:
                 raise ValueError(f"operation {i} does not fit the widths of its values")
@@ -489,6 +515,7 @@ cdef class Program:
 
     def predict(self, x, params):
         """f(x) as a new (B, O) array, or None when x is not a C-contiguous (B, I) array of this program's type."""
+        self.require_dense()
         if not cnp.PyArray_Check(x):
             return None
         cdef cnp.ndarray a = <cnp.ndarray>x
@@ -505,12 +532,38 @@ cdef class Program:
         cdef size_t bytes = threads * fbp_frame_bytes(&self.c, 1)
         cdef void *memory = take(&self.spare, bytes, &bytes)
         if work < 20000:   # shorter than handing the GIL over and back
-            fbp_predict(&self.c, p, n, x_data, y_data, memory, threads)
+            fbp_predict(&self.c, p, n, x_data, NULL, y_data, memory, threads)
         else:
             with nogil:
-                fbp_predict(&self.c, p, n, x_data, y_data, memory, threads)
+                fbp_predict(&self.c, p, n, x_data, NULL, y_data, memory, threads)
         give(&self.spare, memory, bytes)
         return out
+
+    def predict_csr(self, x, params):
+        """f(x) as a new (B, O) array for a sparse input, see `csr`."""
+        cdef fbp_csr rows = csr(x, self.type, self.inputs)
+        cdef ptrdiff_t n = x.shape[0]
+        if not self.sparse:
+            raise ValueError("the program's input is not sparse")
+        cdef const void *p = data(params, self.type, self.parameters)
+        cdef cnp.ndarray out = empty(self.type, n, self.outputs)
+        cdef void *y_data = cnp.PyArray_DATA(out)
+        cdef int threads = fbp_program_threads(&self.c, n, 1)
+        cdef void *memory = allocate(threads * fbp_frame_bytes(&self.c, 1))
+        with nogil:
+            fbp_predict(&self.c, p, n, NULL, &rows, y_data, memory, threads)
+        free(memory)
+        return out
+
+    cdef int require_dense(self) except -1:
+        if self.sparse:
+            raise TypeError("this model's input is a sparse matrix")
+        return 0
+
+    @property
+    def sparse(self):
+        """Whether the input is."""
+        return self.c.ops > 0 and self.op[0].kind == FBP_SPARSE
 
     @property
     def nbytes(self):
@@ -539,12 +592,13 @@ cdef class Program:
             self.memory, self.frame_threads = memory, threads
             self.frame = fbp_frame_in(memory, &self.c)
             self.frame.params, self.frame.grads, self.frame.rows = old.params, old.grads, old.rows
-            self.frame.training, self.frame.seed, self.frame.step = old.training, old.seed, old.step
+            self.frame.training, self.frame.seed, self.frame.step, self.frame.csr = old.training, old.seed, old.step, old.csr
         self.running = 1 + fbp_forked()
         return 0
 
     def forward(self, params, cnp.ndarray x, bint training, uint64_t seed, uint64_t step):
         """Keeps the values of this batch for `backward`; returns the output (B, O)."""
+        self.require_dense()
         cdef ptrdiff_t B = cnp.PyArray_DIM(x, 0)
         cdef const void *x_data = data(x, self.type, B * self.inputs)
         if B > self.capacity or cnp.PyArray_NDIM(x) != 2 or cnp.PyArray_DIM(x, 1) != self.inputs:
@@ -600,10 +654,11 @@ cdef class Program:
 cdef class Run:
     """Training of one program on one data set. `start` begins an epoch, `advance` runs whole steps for a while.
 
-    x (n, I); t (n, O) or label (n); w (n) or None; state1, state2: the optimizer's arrays or None; outputs: (n, O) to receive the
+    x (n, I), or for a sparse input as `csr` has it; t (n, O) or label (n); w (n) or None; state1, state2: the optimizer's arrays or None; outputs: (n, O) to receive the
     predictions in batch order, or None; threshold: None for no accuracy, else see `hits`; tolerant: goes on when a number is not finite.
     """
     cdef fbp_run c
+    cdef fbp_csr rows
     cdef Program program
     cdef object held               # every array whose memory C uses
     cdef object epoch              # the order and learning rates of the running epoch
@@ -613,7 +668,7 @@ cdef class Run:
                   ptrdiff_t batch_size, outputs, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps, bint tolerant=False):
         cdef int type = program.type
         cdef ptrdiff_t n = x.shape[0], batch = min(batch_size, program.capacity)
-        if batch != batch_size or n < 1 or update.size > program.parameters:
+        if batch != batch_size or n < 1 or update.size != program.parameters:
             raise ValueError("the run does not fit the program")
         self.program = program
         gathered = empty(type, batch, program.outputs), empty(type, batch, 1), cnp.PyArray_EMPTY(1, [batch], cnp.NPY_INT64, 0)
@@ -623,7 +678,10 @@ cdef class Run:
         self.c.state1, self.c.state2 = maybe(state1, type, update.size, True), maybe(state2, type, update.size, True)
         update.check_state(self.c.state1, self.c.state2)
         self.c.n, self.c.batch_size = n, batch
-        self.c.x = data(x, type, n * program.inputs)
+        if program.sparse:
+            self.rows, self.c.x = csr(x, type, program.inputs), NULL
+        else:
+            self.c.x = data(x, type, n * program.inputs)
         self.c.target = targets(type, n, program.outputs, t, label, w)
         self.c.gathered_t, self.c.gathered_w = data(gathered[0], type, 0, True), data(gathered[1], type, 0, True)
         self.c.gathered_label = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>gathered[2])
@@ -639,6 +697,7 @@ cdef class Run:
         program.frame.params = self.c.params
         program.frame.grads = data(grads, type, program.parameters, True) if program.parameters else NULL
         program.frame.training, program.frame.seed, program.frame.step = True, seed, dropout_step
+        program.frame.csr = &self.rows if program.sparse else NULL
 
     def __dealloc__(self):
         free(self.c.partial)

@@ -54,7 +54,9 @@ class _Op:
         return tuple(v for v in (self.x, self.z) if v >= 0)
 
 
-TRAINED = {"dense", "parameter", "scale", "embedding"}   # operations with parameters of their own
+TRAINED = {"dense", "sparse", "parameter", "scale", "embedding"}   # operations with parameters of their own
+PRODUCTS = {"dense", "sparse"}   # operations that take an activation in
+ENTRIES = 100   # non-zero elements of a sparse row, as far as work is estimated
 CLOSERS = {"dense", "activation", "softmax", "dropout", "binary", "affine", "layernorm"}   # operations that can multiply dx by the derivative of what made x
 POINTWISE = {"activation", "dropout", "binary", "affine"}   # element i of the result needs element i of the operands, and nothing else
 
@@ -105,7 +107,7 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool, keep: bool = Fa
                 operations.append(_Op("scale", standard, y, layer=layer))
             made_by[y] = len(operations) - 1
             continue
-        if layer.operation in ("dense", "embedding"):
+        if layer.operation in ("dense", "sparse", "embedding"):
             operation = _Op(layer.operation, reads[0], y, layer=layer, at=getattr(layer, "at", 0))
         elif layer.operation == "parameter":
             operation = _Op("parameter", y, y, layer=layer)
@@ -114,7 +116,7 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool, keep: bool = Fa
         elif layer.operation == "activation":
             x = reads[0]
             producer = made_by.get(x)
-            fusible = producer is not None and operations[producer].kind == "dense" and operations[producer].function == "identity"
+            fusible = producer is not None and operations[producer].kind in PRODUCTS and operations[producer].function == "identity"
             if fusible and not keep and readers[node.reads[0]] == 1 and readers[x] == 1 and not (training and layer.derivative_from == "input"):
                 operations[producer] = replace(operations[producer], y=y, function=layer.function, alpha=layer.alpha)
                 made_by[y] = producer
@@ -169,7 +171,7 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
             if op.kind != "parameter":
                 first_reader.setdefault(v, i)
                 last_reader[v] = i
-    fused = {op.y: op for op in operations if op.kind == "dense" and op.function != "identity"}
+    fused = {op.y: op for op in operations if op.kind in PRODUCTS and op.function != "identity"}
 
     def goes_back(op: _Op) -> bool:
         return training and op.kind != "parameter" and any(wanted[v] for v in op.reads)
@@ -208,7 +210,8 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
     size |= {key: -(-elements // unit) * unit for key, elements in rooms.items()}
     end = 2 * count + 1
     if training:
-        lives: dict[Any, tuple[int, int]] = {key: (-1, end) for key in [*values, *rooms]}
+        elsewhere = {op.x for op in operations if op.kind == "sparse"}   # rows of a matrix that is nowhere whole
+        lives: dict[Any, tuple[int, int]] = {key: (-1, end) for key in [*values, *rooms] if key not in elsewhere}
         gradient_lives = {}
         for v in values:
             if v == out or wanted[v]:
@@ -252,7 +255,7 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
                       closing.alpha if closing else 0.0, closing_z.alpha if closing_z else 0.0, op.stream, offsets.get(("room", i), -1), stage[i]))
     ends = fused.get(out) if out not in first_reader else None
     complete = {op.layer for op in operations if op.layer is not None} == set(places)
-    work = sum(width[op.x] * width[op.y] if op.kind == "dense" else 8 * width[op.y] for op in operations)
+    work = sum({"dense": width[op.x], "sparse": ENTRIES}.get(op.kind, 8) * width[op.y] for op in operations)
     return _core.Program(
         dtype, [(width[v], offsets.get(v, -1), offsets.get(~v, -1)) for v in sorted(values)], table, number[input], number[out],
         complete, _core.ACTIVATIONS[ends.function] if ends else IDENTITY, ends.alpha if ends else 0.0, capacity, arena, float(work), parameters,

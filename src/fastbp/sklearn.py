@@ -16,6 +16,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn import neural_network
 from sklearn.base import _fit_context, is_classifier
 from sklearn.exceptions import ConvergenceWarning
@@ -36,20 +37,50 @@ ACTIVATIONS = {"identity": Identity, "logistic": Sigmoid, "tanh": Tanh, "relu": 
                "softplus": Softplus}
 
 
+class _SparseLinear(Linear):
+    """y = x w + b for rows x of a sparse matrix; w (in_features, out_features)."""
+
+    operation = "sparse"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return super().shapes() | {"weight": (self.in_features, self.out_features)}
+
+    def initial(self, part: str, rng: np.random.Generator) -> Any:
+        return 0.0   # the parameters come from the estimator
+
+
+@dataclass
+class _Csr:
+    """A sparse matrix as the engine reads it: row i has values data[indptr[i] : indptr[i + 1]] in columns indices[...]."""
+
+    shape: tuple[int, int]
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+    @classmethod
+    def of(cls, x: Any, dtype: np.dtype) -> _Csr:
+        """A SciPy matrix, converted where it has to be."""
+        x = x.tocsr()
+        if x.shape[1] > np.iinfo(np.int32).max:
+            raise ValueError(f"X must have at most {np.iinfo(np.int32).max} columns, got {x.shape[1]}")
+        return cls(x.shape, arrays.convert(x.indptr, np.dtype(np.int64)), arrays.convert(x.indices, np.dtype(np.int32)), arrays.convert(x.data, dtype))
+
+
 class _Network:
     """A chain of layers up to what stands before the output activation. `coefs` and `intercepts` are its parameters as scikit-learn has them:
     views, so what is written to one is in the other."""
 
-    def __init__(self, widths: Sequence[int], activations: Sequence[str], dropout: float, dtype: np.dtype):
+    def __init__(self, widths: Sequence[int], activations: Sequence[str], dropout: float, sparse: bool, dtype: np.dtype):
         layers, names = [], []
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
             names.append(str(len(layers)))
-            layers.append(Linear(inputs, outputs, init="zeros"))
+            layers.append(_SparseLinear(inputs, outputs) if sparse and i == 0 else Linear(inputs, outputs, init="zeros"))
             if i < len(activations):
                 layers.append(ACTIVATIONS[activations[i]]())
                 if dropout:
                     layers.append(Dropout(dropout))
-        self.form = tuple(widths), tuple(activations), dropout, np.dtype(dtype)
+        self.form = tuple(widths), tuple(activations), dropout, sparse, np.dtype(dtype)
         self.model = Sequential(*layers, dtype=dtype, seed=0)
         self._names = names
         self._twin: _Network | None = None   # of the other dtype
@@ -58,7 +89,10 @@ class _Network:
     def parts(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """An array laid out as the parameters, in scikit-learn's terms: (fan_in, fan_out) and (fan_out,) of every layer."""
         views = self.model.views(flat)
-        return [views[f"{name}.weight"].T for name in self._names], [views[f"{name}.bias"] for name in self._names]
+        weights = [views[f"{name}.weight"] for name in self._names]
+        if self.form[3]:
+            weights[0] = weights[0].T
+        return [weight.T for weight in weights], [views[f"{name}.bias"] for name in self._names]
 
     def holds(self, coefs: Sequence[Any], intercepts: Sequence[Any]) -> bool:
         """Whether these are the parameters themselves."""
@@ -79,6 +113,20 @@ class _Network:
         """For the update: the penalty is on weights, not on intercepts."""
         return self.model.slots(lambda name: float(name.endswith("weight")))
 
+    def rows(self, x: Any) -> np.ndarray | _Csr:
+        """Checked rows, dense or sparse, as the engine reads them."""
+        dtype = self.form[-1]
+        if issparse(x):
+            return _Csr.of(x, dtype)
+        return arrays.convert(x, dtype)
+
+    def logits(self, x: Any) -> np.ndarray:
+        """What stands before the output activation, for rows x of the kind that this network is for."""
+        if not self.form[3]:
+            return self.model.predict(x)
+        rows = x if isinstance(x, _Csr) else self.rows(x)
+        return self.model.compile(capacity=256, training=False, inputs=rows.shape[1]).predict_csr(rows, self.model.flat_parameters)
+
     def output(self, x: Any, activation: str) -> np.ndarray:
         """The output for rows x, in the wider of the two dtypes."""
         dtype = self.form[-1]
@@ -87,7 +135,7 @@ class _Network:
                 self._twin = _Network(*self.form[:-1], np.dtype(np.float64))
             self._twin.take(self.coefs, self.intercepts)
             return self._twin.output(x, activation)
-        z = self.model.predict(x)
+        z = self.logits(x)
         if activation == "softmax":
             return _core.softmax(z, np.empty_like(z))
         if activation != "identity":
@@ -230,15 +278,15 @@ class _Perceptron:
             loss = QuantileLoss(float(self.quantile), "batchmean")
         return loss
 
-    def _rows(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None, dtype: np.dtype) -> _Rows:
+    def _rows(self, network: _Network, X: Any, y: np.ndarray, sample_weight: np.ndarray | None) -> _Rows:
         """Checked data as the engine reads it; y (n, outputs)."""
-        softmax = self.out_activation_ == "softmax"
-        return _Rows(arrays.convert(X, dtype), None if softmax else arrays.convert(y, dtype), y.argmax(axis=1).astype(np.int64) if softmax else None,
+        softmax, dtype = self.out_activation_ == "softmax", network.model.dtype
+        return _Rows(network.rows(X), None if softmax else arrays.convert(y, dtype), y.argmax(axis=1).astype(np.int64) if softmax else None,
                      None if sample_weight is None else arrays.convert(sample_weight, dtype))
 
-    def _bind(self, widths: Sequence[int], dtype: np.dtype) -> _Network:
+    def _bind(self, widths: Sequence[int], sparse: bool, dtype: np.dtype) -> _Network:
         """The network of this form, with coefs_ and intercepts_ as its parameters from now on."""
-        form = tuple(widths), self._hidden_activations(len(widths) - 2), float(self.dropout), np.dtype(dtype)
+        form = tuple(widths), self._hidden_activations(len(widths) - 2), float(self.dropout), sparse, np.dtype(dtype)
         network = self.__dict__.get("_network")
         if network is None or network.form != form:
             network = _Network(*form)
@@ -248,14 +296,15 @@ class _Perceptron:
         self._network = network
         return network
 
-    def _present_network(self) -> _Network:
-        """The network of the last fit or, when somebody has put other coefs_ in place or changed `activation` since, one made for the occasion."""
+    def _present_network(self, sparse: bool = False) -> _Network:
+        """The network of the last fit or, when it was for the other kind of matrix, somebody has put other coefs_ in place or changed `activation`
+        since, one made for the occasion."""
         activations = self._hidden_activations(len(self.coefs_) - 1)
         network = self.__dict__.get("_network")
-        if network is None or network.form[1] != activations or not network.holds(self.coefs_, self.intercepts_):
+        if network is None or network.form[1] != activations or network.form[3] != sparse or not network.holds(self.coefs_, self.intercepts_):
             dtype = np.result_type(*self.coefs_, *self.intercepts_)
             widths = [len(self.coefs_[0]), *map(len, self.intercepts_)]
-            network = _Network(widths, activations, 0.0, dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64))
+            network = _Network(widths, activations, 0.0, sparse, dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64))
             network.take(self.coefs_, self.intercepts_)
         return network
 
@@ -274,7 +323,7 @@ class _Perceptron:
         if check_input:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         with self._threads():
-            return self._present_network().output(X, self.out_activation_)
+            return self._present_network(issparse(X)).output(X, self.out_activation_)
 
     def _threads(self) -> Any:
         return nullcontext() if self.num_threads is None else runtime.num_threads(int(self.num_threads))
@@ -304,13 +353,13 @@ class _Perceptron:
         finally:
             del self._validation
         if self.solver == "lbfgs":
-            self._bind(self._network.form[0], self.coefs_[0].dtype)
+            self._bind(self._network.form[0], self._network.form[3], self.coefs_[0].dtype)
         return self
 
     def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, activations: Any, deltas: Any, coef_grads: Any, intercept_grads: Any,
                    layer_units: Sequence[int]) -> None:
         sample_weight = self._weighted(y, sample_weight)
-        self._network = self._bind(layer_units, np.dtype(np.float64))   # the minimizer's numbers
+        self._bind(layer_units, issparse(X), np.dtype(np.float64))   # the minimizer's numbers
         self._evaluation = self._evaluate(X, y, sample_weight)
         try:
             with self._bar(self.max_iter, "evaluation") as self._tick:
@@ -320,8 +369,8 @@ class _Perceptron:
         self.validation_loss_curve_ = None
 
     def _evaluate(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None) -> _Evaluation:
-        dtype = np.dtype(np.float64)
-        return _Evaluation(self._network, self._objective(y.shape[1], dtype), float(self.alpha), self._rows(X, y, sample_weight, dtype))
+        network = self._network
+        return _Evaluation(network, self._objective(y.shape[1], network.model.dtype), float(self.alpha), self._rows(network, X, y, sample_weight))
 
     def _loss_grad_lbfgs(self, packed_coef_inter: np.ndarray, X: Any, y: np.ndarray, sample_weight: np.ndarray | None, activations: Any, deltas: Any,
                          coef_grads: Any, intercept_grads: Any) -> tuple[float, np.ndarray]:
@@ -341,7 +390,7 @@ class _Perceptron:
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         callbacks = training._callbacks(self.callbacks or ())
-        network, dtype = self._bind(layer_units, X.dtype), X.dtype
+        network, dtype = self._bind(layer_units, issparse(X), X.dtype), X.dtype
         updates = self._updates(network, incremental)
         X, y, sample_weight, validation = self._split(X, y, self._weighted(y, sample_weight))
         n_samples = X.shape[0]
@@ -357,7 +406,7 @@ class _Perceptron:
         model = network.model
         if self.dropout:
             model.seed, model.steps = int(self._random_state.randint(2**31)), 0
-        run = training._NativeRun(model, loss, updates, self._rows(X, y, sample_weight, dtype), batch_size, clip_norm, {}, tolerant=True)
+        run = training._NativeRun(model, loss, updates, self._rows(network, X, y, sample_weight), batch_size, clip_norm, {}, tolerant=True)
         held_out = None if validation is None else self._held_out(network, loss, validation)
         self.validation_loss_curve_ = None if held_out is None else []
         watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
@@ -447,9 +496,9 @@ class _Perceptron:
     def _held_out(self, network: _Network, loss: Loss, validation: tuple[Any, Any, Any]) -> Any:
         """A function that gives the loss over these rows."""
         X, y, sample_weight = validation
-        rows = self._rows(X, self._encoded(y), sample_weight, network.model.dtype)
+        rows = self._rows(network, X, self._encoded(y), sample_weight)
         rule = loss.rule(self.n_outputs_)
-        return lambda: rule.value(network.model.predict(rows.x), rows.t, rows.label, rows.weight, None)
+        return lambda: rule.value(network.logits(rows.x), rows.t, rows.label, rows.weight, None)
 
     def _encoded(self, y: np.ndarray) -> np.ndarray:
         """Original targets as a matrix (n, outputs)."""
