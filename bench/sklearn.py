@@ -52,7 +52,7 @@ def fits():
         yield "MNIST-5k (128,), 5 epochs, float32", "MLPClassifier", mnist, dict(hidden_layer_sizes=128, max_iter=5)
     if available("plotnine"):
         yield "diamonds 53,940 x 9 (64,32), 2 epochs", "MLPRegressor", diamonds, dict(hidden_layer_sizes=(64, 32), max_iter=2)
-    if 0: yield "CSR 20,000 x 50,000 (100,), 1 epoch", "MLPClassifier", csr, dict(max_iter=1)
+    yield "CSR 20,000 x 50,000 (100,), 1 epoch", "MLPClassifier", csr, dict(max_iter=1)
 
 
 def scaled(load):

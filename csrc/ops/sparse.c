@@ -16,6 +16,14 @@ static double value_at(const fbp_frame *f, int64_t k)
     return f->program->table->size == sizeof(float) ? ((const float *)f->csr->value)[k] : ((const double *)f->csr->value)[k];
 }
 
+/* Rows of the weight lie anywhere: those that are wanted AHEAD entries later are asked for now. */
+enum { AHEAD = 8, LINE = 64 };
+
+static void fetch(const void *row, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += LINE) __builtin_prefetch((const char *)row + at);
+}
+
 void fbp_sparse_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
     const fbp_kernels *t = f->program->table;
@@ -28,7 +36,10 @@ void fbp_sparse_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
         if (op->bias < 0) memset(y, 0, (size_t)O * t->size);
         else memcpy(y, fbp_at(t, f->params, op->bias), (size_t)O * t->size);
         const entries e = entries_of(f, i);
-        for (int64_t k = e.begin; k < e.end; k++) t->affine(O, value_at(f, k), 0, fbp_at(t, weight, f->csr->column[k] * O), 1, y);
+        for (int64_t k = e.begin; k < e.end; k++) {
+            if (k + AHEAD < e.end) fetch(fbp_at(t, weight, f->csr->column[k + AHEAD] * O), (size_t)O * t->size);
+            t->affine(O, value_at(f, k), 0, fbp_at(t, weight, f->csr->column[k] * O), 1, y);
+        }
         if (op->act != FBP_IDENTITY) t->act_forward(op->act, O, y, op->alpha, y);
     }
 }
@@ -51,6 +62,7 @@ void fbp_sparse_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker
     for (ptrdiff_t i = 0; i < f->rows; i++) {
         const entries e = entries_of(f, i);
         for (int64_t k = e.begin; k < e.end; k++) {
+            if (k + AHEAD < e.end) fetch(fbp_at(t, dw, f->csr->column[k + AHEAD] * O), (size_t)O * t->size);
             const ptrdiff_t column = f->csr->column[k];
             if (j <= column && column < end) t->affine(O, value_at(f, k), 0, fbp_at(t, f->gradient[op->y], i * O), 1, fbp_at(t, dw, column * O));
         }
