@@ -1,4 +1,4 @@
-"""Graphs: arithmetic on symbols, several paths, shared layers, several inputs and outputs. MATH.md §1."""
+"""Graphs: random ones against NumPy, shared layers, several inputs and outputs. The systems of MATH.md §1 are in test_systems.py."""
 import copy
 import itertools
 import pickle
@@ -11,116 +11,9 @@ from tolerance import CLOSED_FORM, GRADIENT
 import fastbp as fb
 from fastbp import _core, compiler, io
 
-# --- the systems of MATH.md §1 --------------------------------------------------------------------------------------
-
-V = np.linspace(0.3, 2.0, 7)[:, None]
-
-
-def derivative(expression, at=V):
-    """d expression(x) / dx at numbers"""
-    x = fb.Input(1)
-    return fb.Model(x, expression(x), dtype="float64").jacobian(at)[:, 0, 0]
-
-
 def close(actual, exact):
     exact = np.asarray(exact)
     return np.all(np.abs(actual - exact) <= CLOSED_FORM * np.maximum(1, np.abs(exact)))
-
-
-def cube(x):
-    return x * x * x
-
-
-@pytest.mark.parametrize("expression, exact", [
-    (lambda x: fb.exp(fb.square(x)), lambda v: 2 * v * np.exp(v * v)),
-    (lambda x: fb.exp(cube(2 * x + 3) / 100), lambda v: 6 * (2 * v + 3) ** 2 / 100 * np.exp((2 * v + 3) ** 3 / 100)),
-    (lambda x: fb.sin(x * x), lambda v: 2 * v * np.cos(v * v)),
-], ids=["e^x²", "e^(2x+3)³", "sin x²"])
-def test_s1_chains(expression, exact):
-    assert close(derivative(expression), exact(V[:, 0]))
-
-
-def test_s2_two_paths():
-    assert close(derivative(lambda x: 2 * fb.square(x) - fb.sin(x)), 4 * V[:, 0] - np.cos(V[:, 0]))
-
-
-def cosh(x):
-    return 0.5 * (fb.exp(x) + fb.exp(-x))
-
-
-def sinh(x):
-    return 0.5 * (fb.exp(x) - fb.exp(-x))
-
-
-@pytest.mark.parametrize("expression, exact", [
-    (cosh, np.sinh), (sinh, np.cosh), (lambda x: sinh(x) / cosh(x), lambda v: (1 + np.tanh(v)) * (1 - np.tanh(v))),
-], ids=["cosh", "sinh", "tanh"])
-def test_s3_hyperbolic_functions_from_their_paths(expression, exact):
-    assert close(derivative(expression), exact(V[:, 0]))
-
-
-@pytest.mark.parametrize("y", [0.0, 1.0, 0.3])
-def test_s4_binary_cross_entropy_is_a_two_path_graph(y):
-    p = np.linspace(0.1, 0.9, 9)
-    assert close(derivative(lambda p: -(y * fb.log(p) + (1 - y) * fb.log(1 - p)), p[:, None]), (p - y) / (p * (1 - p)))
-
-
-def test_s5_paths_add_for_every_output():
-    x = fb.Input(1)
-    y = [fb.sin(x), fb.square(x), fb.exp(x)]
-    z1, z2 = y[0] + 2 * y[1] + 3 * y[2], y[0] * y[1] - y[2]
-    model = fb.Model(x, [z1, z2], dtype="float64")
-    v = V[:, 0]
-    s, c, e = np.sin(v), np.cos(v), np.exp(v)
-    assert close(model.jacobian(V)[:, :, 0], np.stack([c + 4 * v + 3 * e, c * v * v + s * 2 * v - e], axis=1))
-    for actual, exact in zip(model.predict(V), [s + 2 * v * v + 3 * e, s * v * v - e], strict=True):
-        assert close(actual[:, 0], exact)
-
-
-def test_s6_jacobians_of_two_variables():
-    rng = np.random.default_rng(0)
-    at = rng.uniform(0.5, 1.5, (9, 2))
-    x, y = fb.Input(1), fb.Input(1)
-    parts = [at[:, :1], at[:, 1:]]
-    first = fb.Model([x, y], fb.concat([2 * x + cube(y), fb.exp(y) - 13 * x]), dtype="float64").jacobian(parts)
-    second = fb.Model([x, y], fb.concat([fb.sin(fb.square(x) + y), fb.log(cube(y))]), dtype="float64").jacobian(parts)
-    u, v = at.T
-    cosine = np.cos(u * u + v)
-    assert close(first, np.array([[2 + 0 * u, 3 * v * v], [-13 + 0 * u, np.exp(v)]]).transpose(2, 0, 1))
-    assert close(second, np.array([[2 * u * cosine, cosine], [0 * u, 3 / v]]).transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("operation", ["+", "-", "*", "/"])
-def test_s7_elementwise_operations_have_diagonal_jacobians(operation):
-    rng = np.random.default_rng(1)
-    a, b = rng.uniform(0.5, 2, (5, 3)), rng.uniform(0.5, 2, (5, 3))
-    v, w = fb.Input(3), fb.Input(3)
-    graph = {"+": v + w, "-": v - w, "*": v * w, "/": v / w}[operation]
-    by_v, by_w = {"+": (1 + 0 * a, 1 + 0 * a), "-": (1 + 0 * a, -1 + 0 * a), "*": (b, a), "/": (1 / b, -a / b**2)}[operation]
-    exact = np.zeros((5, 3, 6))
-    for i in range(3):
-        exact[:, i, i], exact[:, i, 3 + i] = by_v[:, i], by_w[:, i]
-    assert close(fb.Model([v, w], graph, dtype="float64").jacobian([a, b]), exact)
-
-
-def test_s7_scalar_expansion_and_sums():
-    rng = np.random.default_rng(2)
-    a, s = rng.normal(size=(5, 3)), rng.normal(size=(5, 1))
-    v, x = fb.Input(3), fb.Input(1)
-    eye = np.broadcast_to(np.eye(3), (5, 3, 3))
-    assert close(fb.Model([v, x], v * x, dtype="float64").jacobian([a, s]), np.concatenate([eye * s[:, :, None], a[:, :, None]], axis=2))
-    assert close(fb.Model([v, x], v + x, dtype="float64").jacobian([a, s]), np.concatenate([eye, np.ones((5, 3, 1))], axis=2))
-    assert close(fb.Model(v, fb.sum(v), dtype="float64").jacobian(a), np.ones((5, 1, 3)))
-    assert close(fb.Model(v, fb.sum(2 * v), dtype="float64").jacobian(a), np.full((5, 1, 3), 2.0))
-
-
-def test_s12_a_bias_shared_by_a_layer():
-    x, linear, bias = fb.Input(2), fb.Linear(2, 2, bias=False, name="layer"), fb.Parameter((), init=6, name="bias")
-    model = fb.Model(x, fb.ReLU()(linear(x) + bias), dtype="float64")
-    model.load_state_dict({"layer.weight": [[5, 2], [3, 6]], "bias": 6.0})
-    assert model.forward([[10, 20]]).tolist() == [[96, 156]]
-    model.backward([[1, 10]])
-    assert model.gradients["bias"] == 11 and model.gradients["layer.weight"].tolist() == [[10, 20], [100, 200]]
 
 
 # --- random graphs against NumPy ------------------------------------------------------------------------------------

@@ -1,9 +1,6 @@
-"""Training: fit, the loop it stands for, minibatches, History, seeds and divergence."""
-import collections
+"""Training: fit, the loop it stands for, minibatches, History and seeds. Divergence is S23 in test_systems.py."""
 import functools
 import math
-import re
-import time
 
 import numpy as np
 import pytest
@@ -11,18 +8,8 @@ import pytest
 import fastbp as fb
 import reference
 import tolerance
+from networks import DROPOUT, MLP, N, OPTIMIZERS, assert_same_bits, draw, loop
 
-MLP = [("Linear", 5, 9), ("Tanh",), ("Linear", 9, 7), ("ReLU",), ("Linear", 7, 3)]
-DROPOUT = [("Linear", 5, 9), ("ReLU",), ("Dropout", 0.4), ("Linear", 9, 7), ("Dropout", 0.2), ("Linear", 7, 3)]
-LINEAR = [("Linear", 5, 4), ("Identity",), ("Linear", 4, 3)]
-OPTIMIZERS = [
-    ("SGD", {"lr": 0.05}),
-    ("SGD", {"lr": 0.05, "momentum": 0.9}),
-    ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
-    ("Adam", {"lr": 0.01}),
-    ("Adam", {"lr": 0.01, "weight_decay": 0.1}),
-    ("AdamW", {"lr": 0.01, "weight_decay": 0.1}),
-]
 LOSSES = [
     ("MSELoss", {"reduction": "batchmean", "scale": 0.5}),
     ("L1Loss", {}),
@@ -32,16 +19,6 @@ LOSSES = [
     ("CrossEntropyLoss", {"label_smoothing": 0.1}),
 ]
 LOGIT_LOSSES = LOSSES[4:]
-N = 47  # six batches of 8, the last of 7
-
-
-def draw(loss, n=N, inputs=5, outputs=3):
-    """x, y, sample weights"""
-    rng = np.random.default_rng(7)
-    x, w = rng.normal(size=(n, inputs)), rng.random(n) + 0.1
-    if loss == "CrossEntropyLoss":
-        return x, rng.integers(0, outputs, n), w
-    return x, rng.random((n, outputs)) if loss.startswith("BCE") else rng.normal(size=(n, outputs)), w
 
 
 def make(table, *key):
@@ -49,27 +26,10 @@ def make(table, *key):
     return getattr(table, name)(**options)
 
 
-def loop(model, x, y, loss, optimizer, epochs, batch_size, seed=None, sample_weight=None):
-    """What fit stands for: yields (loss, rows) after each step"""
-    rng = None if seed is None else np.random.default_rng(seed)
-    for _ in range(epochs):
-        for rows in reference.batches(len(x), batch_size, rng):
-            weight = None if sample_weight is None else sample_weight[rows]
-            value, dout = loss.value_and_grad(model.forward(x[rows]), y[rows], weight)
-            model.backward(dout)
-            optimizer.step(model)
-            yield value, len(rows)
-
-
 def run(steps):
     """Exhausts the loop; the mean loss over rows"""
     values, rows = np.array(list(steps)).T
     return (values * rows).sum() / rows.sum()
-
-
-def assert_same_bits(a, b):
-    np.testing.assert_array_equal(a.flat_parameters, b.flat_parameters)
-    assert a.flat_parameters.tobytes() == b.flat_parameters.tobytes()
 
 
 def assert_follows(model, net, dtype, steps):
@@ -176,17 +136,6 @@ def test_lr_schedule_and_changed_lr_equal_in_fit_and_loop(build):
     assert_same_bits(fitted, looped)
 
 
-def test_s21_batch_size_one_is_stochastic_gradient_descent(build):
-    x, y, _ = draw("MSELoss")
-    fitted, looped = build(MLP), build(MLP)
-    fitted.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05), batch_size=1, shuffle=False)
-    optimizer = fb.SGD(0.05)
-    for i in range(N):
-        looped.backward(fb.MSELoss().value_and_grad(looped.forward(x[i : i + 1]), y[i : i + 1])[1])
-        optimizer.step(looped)
-    assert_same_bits(fitted, looped)
-
-
 def test_batch_size_beyond_the_data_is_one_batch(build):
     x, y, _ = draw("MSELoss")
     large, exact = build(MLP), build(MLP)
@@ -226,23 +175,6 @@ def test_targets_of_one_output_may_be_flat(build):
 
 
 # --- minibatches --------------------------------------------------------------------------------------------
-
-
-def test_s22_a_million_examples_in_batches_of_120():
-    x = np.arange(1_000_000, dtype="float32").reshape(-1, 1)
-    sizes = [len(xb) for xb, yb in fb.minibatches(x, x, batch_size=120, shuffle=False)]
-    assert sizes == [120] * 8333 + [40]
-
-
-def test_s22_last_batch_is_averaged_over_its_own_rows(build):
-    x, y, _ = draw("MSELoss", n=100)
-    *_, (xb, yb) = fb.minibatches(x, y, batch_size=60, shuffle=False)
-    model = build([("Linear", 5, 3)])
-    value, dout = fb.MSELoss(reduction="batchmean").value_and_grad(model.forward(xb), yb)
-    expected = reference.mse(model.predict(x[60:]), y[60:], reduction="batchmean")
-    np.testing.assert_allclose(value, expected[0], rtol=tolerance.CLOSED_FORM)
-    np.testing.assert_allclose(dout, expected[1], rtol=tolerance.CLOSED_FORM)
-    assert len(xb) == 40
 
 
 @pytest.mark.parametrize("n, batch_size", [(1, 1), (1, 5), (7, 7), (7, 3), (12, 4), (13, 4)])
@@ -484,27 +416,7 @@ def test_model_seed_decides_initial_parameters(build, dtype):
     assert (build(MLP, dtype=dtype, seed=1).flat_parameters != build(MLP, dtype=dtype, seed=2).flat_parameters).any()
 
 
-# --- convex problems, extremes, divergence ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loss", ["MSELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss"])
-def test_s20_full_batch_descent_on_a_convex_problem_is_monotone(build, loss):
-    x, y, _ = draw(loss)
-    model = build([("Linear", 5, 3)])
-    losses = model.fit(x, y, loss=getattr(fb, loss)(), optimizer=fb.SGD(0.1), epochs=60, batch_size=N).history["loss"]
-    assert len(losses) == 60
-    assert all(later < earlier for earlier, later in zip(losses, losses[1:]))
-
-
-def test_s20_step_is_within_one_ulp(build, dtype):
-    """η is a power of two, so that it is the same number in either type"""
-    x, y, _ = draw("MSELoss")
-    model, optimizer = build(MLP, dtype=dtype), fb.SGD(lr=0.125)
-    for _ in range(5):
-        model.backward(fb.MSELoss().value_and_grad(model.forward(x), y)[1])
-        exact = model.flat_parameters.astype(np.longdouble) - np.longdouble(0.125) * model.flat_gradients
-        optimizer.step(model)
-        assert tolerance.ulp_error(model.flat_parameters, exact, dtype).max() <= tolerance.elementwise_ulp("sgd")
+# --- extremes -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [50.0, 800.0, 1e4])
@@ -516,83 +428,6 @@ def test_sigmoid_and_bce_in_fit_are_simplified_for_huge_logits(build, dtype, siz
     # p is 1, 0, 1 to the last bit: p - y is 1, -1, 0 and the gradient of the weight their product with x, averaged
     np.testing.assert_allclose(model.parameters["0.weight"], [[size - 1.5 * 2 / 3]], rtol=float(np.finfo(dtype).eps))
     assert math.isfinite(history.history["loss"][0]) and history.history["loss"][0] > 30
-
-
-Divergence = collections.namedtuple("Divergence", "model message finite step")
-
-
-def diverge(build, dtype, make_optimizer, layers=MLP, size=1.0, epochs=200):
-    """fit until FloatingPointError: model, message, the loop's last finite parameters and the step after them"""
-    x, y, _ = draw("MSELoss")
-    fitted, looped = build(layers, dtype=dtype), build(layers, dtype=dtype)
-    options = {"epochs": epochs, "batch_size": 8, "seed": 5}
-    with pytest.raises(FloatingPointError) as caught:
-        fitted.fit(x, size * y, loss=fb.MSELoss(), optimizer=make_optimizer(), **options)
-    finite = looped.flat_parameters.copy()
-    for step, (value, _) in enumerate(loop(looped, x, size * y, fb.MSELoss(), make_optimizer(), **options)):
-        if not (np.isfinite(value) and np.isfinite(looped.flat_parameters).all()):
-            return Divergence(fitted, str(caught.value), finite, step)
-        finite = looped.flat_parameters.copy()
-    raise AssertionError("the loop did not diverge")
-
-
-@pytest.mark.parametrize("options", [{"lr": 30.0}, {"lr": 10.0, "momentum": 0.9}, {"lr": 1e30}], ids=str)
-def test_s23_divergence_keeps_the_last_finite_parameters(build, dtype, options):
-    result = diverge(build, dtype, lambda: fb.SGD(**options), LINEAR)
-    np.testing.assert_array_equal(result.model.flat_parameters, result.finite)
-
-
-@pytest.mark.parametrize("steps", [0, 5, 6, 100])
-@pytest.mark.parametrize("optimizer", [optimizer for optimizer in OPTIMIZERS if optimizer[0] == "SGD"], ids=str)
-@pytest.mark.parametrize("layers", [MLP, DROPOUT], ids=["plain", "dropout"])
-def test_s23_overflowing_update_is_undone(build, dtype, layers, optimizer, steps):
-    """The loss is finite, the parameters after the update are not"""
-    options = {**optimizer[1], "lr": lambda step: 1e-6 if step < steps else float(np.finfo(dtype).max)}
-    result = diverge(build, dtype, lambda: fb.SGD(**options), layers, size=1000.0)
-    assert steps <= result.step <= steps + 1
-    np.testing.assert_array_equal(result.model.flat_parameters, result.finite)
-
-
-def test_s23_overflow_after_a_long_run_is_undone(build, dtype):
-    """Far beyond one native call of 25 ms"""
-
-    def optimizer():
-        return fb.SGD(lr=lambda step: 1e-6 if step < 30_000 else float(np.finfo(dtype).max), momentum=0.9)
-
-    result = diverge(build, dtype, optimizer, size=1000.0, epochs=10_000)
-    assert result.step >= 30_000
-    np.testing.assert_array_equal(result.model.flat_parameters, result.finite)
-
-
-def test_s23_overflow_seconds_after_the_start_is_undone(build):
-    """A schedule that waits: fit goes back to a snapshot that is not its first"""
-    waits = []
-
-    def schedule(step):
-        if step in (100, 200, 300) and not waits.count(step):
-            waits.append(step)
-            time.sleep(0.5)
-        return 1e-6 if step < 310 else float(np.finfo("float64").max)
-
-    result = diverge(build, "float64", lambda: fb.SGD(lr=schedule, momentum=0.9), DROPOUT, size=1000.0)
-    np.testing.assert_array_equal(result.model.flat_parameters, result.finite)
-
-
-def test_s23_divergence_names_epoch_batch_and_loss(build, dtype):
-    """Counted from 1: epochs have six batches"""
-    result = diverge(build, dtype, lambda: fb.SGD(lr=30.0), LINEAR)
-    epoch, batch = divmod(result.step, 6)
-    assert re.search(rf"epoch {epoch + 1}\b", result.message)
-    assert re.search(rf"batch {batch + 1}\b", result.message)
-    assert "loss" in result.message
-
-
-def test_s23_fit_works_again_after_divergence(build):
-    model = diverge(build, "float64", lambda: fb.SGD(lr=30.0), LINEAR).model
-    model.load_state_dict({name: p / np.abs(p).max() for name, p in model.parameters.items()})
-    x, y, _ = draw("MSELoss")
-    losses = model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.01), epochs=3, batch_size=8, seed=1).history["loss"]
-    assert losses[2] < losses[0]
 
 
 @pytest.mark.parametrize(("batch", "last"), [(61, 60), (253, 252), (300, 130), (700, 520), (1100, 1000)])
