@@ -1,10 +1,11 @@
-"""The systems S1 to S23 of the mathematics, each held to its closed form or to central differences.
+"""The systems S1 to S23 of the mathematics (docs/by-hand), each held to its closed form or to central differences.
 
 float64 throughout; a system is a function or a class that begins with its name.
 """
 import collections
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,19 @@ import reference
 import tolerance
 from networks import DROPOUT, LINEAR, MLP, N, OPTIMIZERS, assert_same_bits, close, draw, loop, near, step
 
+DOCS = Path(__file__).parents[1] / "docs"
 SYSTEMS = [f"S{i}" for i in range(1, 24)]
 
 
 def test_every_system_has_its_test():
     found = {match[1] for name in globals() if (match := re.match(r"(?:test_s|TestS)(\d+)", name))}
     assert found == {name[1:] for name in SYSTEMS}
+
+
+def test_every_system_has_one_section_in_the_docs_in_order():
+    pages = re.findall(r"^by-hand/\S+$", (DOCS / "by-hand.md").read_text(), re.MULTILINE)
+    headings = [heading for page in pages for heading in re.findall(r"^## (S\d+)\b", (DOCS / f"{page}.md").read_text(), re.MULTILINE)]
+    assert headings == SYSTEMS
 
 
 # --- 1, chain rule on graphs ----------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Callbacks: what happens between epochs of `fit`.
 
-A callback is any object with some of these methods; `fit` calls them in the order the callbacks were given:
+A callback is any object with some of these methods; `fit` calls them in the order the callbacks were given::
 
     on_train_begin(model)                   before the first epoch; model.optimizer is the optimizer of this fit
     on_epoch_begin(model, epoch, logs)
@@ -10,10 +10,13 @@ A callback is any object with some of these methods; `fit` calls them in the ord
 
 Returning True from an ``_end`` stops the training. The ones here watch one entry of `logs`, the `monitor`:
 
-    mode "min" or "max"   whether less or more is better; "auto": "min" for a name that ends in "loss", "max" for one
-                          that ends in "accuracy", and a ValueError for any other name, which only the caller can judge
-    better                value < best - min_delta, or value > best + min_delta (absolute, as in Keras); NaN never is
-    patience              so many epochs in a row without a better one (Keras' count, where torch's plateau waits one more)
+mode
+    "min" or "max", whether less or more is better; "auto": "min" for a name that ends in "loss", "max" for one that ends
+    in "accuracy", and a ValueError for any other name, which only the caller can judge
+better
+    value < best - min_delta, or value > best + min_delta (absolute, as in Keras); NaN never is
+patience
+    so many epochs in a row without a better one (Keras' count, where torch's plateau waits one more)
 
 A monitor that `logs` does not have is a ValueError at the end of the first epoch. State starts anew in `on_train_begin`,
 so one instance can serve several fits, one after the other.

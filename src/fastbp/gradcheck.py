@@ -1,11 +1,11 @@
 """Check of `backward` against finite differences.
 
-For every element v of every parameter, and of the input, with everything in float64 and L the loss as a number,
+For every element v of every parameter, and of the input, with everything in float64 and L the loss as a number::
 
     numeric = (L(v + step) - L(v - step)) / (2 step)          error = |analytic - numeric| / max(1, |analytic|, |numeric|)
 
 so the error is relative for large gradients and absolute for small ones. With step = 1e-6 the truncation is about 1e-12 and
-the rounding about 2e-10 |L|, far below a tolerance of 1e-7 for a loss of the usual size.
+the rounding about 2e-10 times the loss, far below a tolerance of 1e-7 for a loss of the usual size.
 
 Where that error is too large, the step is to blame in two cases, which are looked into before the gradient is:
 

@@ -223,7 +223,7 @@ class Model:
 
     @property
     def flat_parameters(self) -> np.ndarray:
-        """All parameters as one 1-D contiguous array: the memory of `parameters`, tensors padded with zeros to 64 bytes."""
+        """All parameters in one 1-D contiguous array, the memory of `parameters`, tensors padded with zeros to 64 bytes."""
         return self._flat_parameters
 
     @property

@@ -2,7 +2,7 @@
 
 An initialiser is a function ``(rng, shape) -> array`` with ``shape = (out, in)``, the shape of ``Linear.weight``. The
 ones below have names; a caller's own function is used the same way. Values are drawn in float64 and rounded once, by
-the caller, to the model's dtype: a float32 and a float64 model with one seed start from the same numbers.
+the caller, to the model's dtype: a float32 and a float64 model with one seed start from the same numbers::
 
     name               weight                         source
     "default"          U(-1/√in, 1/√in)               torch.nn.Linear (kaiming_uniform with a = √5, which is this)

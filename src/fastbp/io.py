@@ -2,14 +2,17 @@
 
 A file is one safetensors file, so any tool that reads the format can read the weights. Its tensors are the model's
 `state_dict`; its metadata has one entry, "fastbp" (one, because safetensors writes several in random order, and the same
-model should give the same bytes), which holds JSON:
+model should give the same bytes), which holds JSON::
 
     {"sha256": 64 hexadecimal digits, "format": 1, "config": model.config()}
 
-sha256    of the whole file as it is with "0" in place of these 64 digits, so no changed bit goes unnoticed. It guards
-          against damage, not against an attacker, who can compute it: every length is checked before it is believed.
-format    the version of this layout. Another version is an error; there is no laxer way to read a file.
-config    what the layers are: names from a fixed registry, numbers and strings. Never code, a class path or another file.
+sha256
+    of the whole file as it is with "0" in place of these 64 digits, so no changed bit goes unnoticed. It guards against
+    damage, not against an attacker, who can compute it: every length is checked before it is believed.
+format
+    the version of this layout. Another version is an error; there is no laxer way to read a file.
+config
+    what the layers are: names from a fixed registry, numbers and strings. Never code, a class path or another file.
 
 Initialisers (`init=`) are not in the file: their result, the weights, is.
 

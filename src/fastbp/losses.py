@@ -1,9 +1,11 @@
 """Losses: called (prediction, target), they give a float; `value_and_grad` gives the float and dL/dprediction.
 
-With weights w_i per row the batch's loss is Σ w_i l_i / Σ w_i. Reductions:
+With weights w_i per row the batch's loss is Σ w_i l_i / Σ w_i. Reductions::
+
     "mean"       over all elements of the batch
     "batchmean"  sum over outputs, mean over the batch
     "sum"        sum over everything; weights multiply and nothing is divided
+
 Values are summed in double, in an order that depends on the shape alone.
 """
 
@@ -98,13 +100,13 @@ class MSELoss(Loss):
 
 
 class L1Loss(Loss):
-    """L = |p - y| reduced; dL/dp = sign(p - y), 0 at 0 (torch.nn.L1Loss)."""
+    """``L = |p - y|`` reduced; dL/dp = sign(p - y), 0 at 0 (torch.nn.L1Loss)."""
 
     kernel = "l1"
 
 
 class HuberLoss(Loss):
-    """L = d²/2 for |d| <= delta, else delta (|d| - delta/2), with d = p - y (torch.nn.HuberLoss). delta > 0."""
+    """``L = d²/2 for |d| <= delta, else delta (|d| - delta/2)``, with d = p - y (torch.nn.HuberLoss). delta > 0."""
 
     kernel = "huber"
 
@@ -166,7 +168,7 @@ class BCELoss(_Binary):
 
 
 class BCEWithLogitsLoss(_Binary):
-    """L = max(z, 0) - z y + log1p(e^-|z|); dL/dz = sigmoid(z) - y (MATH.md §5, S9). For predictions that are logits."""
+    """``L = max(z, 0) - z y + log1p(e^-|z|)``; dL/dz = sigmoid(z) - y (MATH.md §5, S9). For predictions that are logits."""
 
     kernel = "bce_logits"
     threshold = 0.0

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the step number, given to an optimizer in place of a number.
+"""Learning-rate schedules: functions of the step number, given to an optimizer in place of a number::
 
     fb.SGD(lr=fb.schedules.WarmUp(fb.schedules.Cosine(lr=0.1, steps=9_000), steps=1_000))
 
