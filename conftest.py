@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/ are tests: blocks of Python run in order, each page in a namespace and a folder of its own."""
+"""The examples of README.md and docs/ are tests: their blocks of Python run in order, each page in a namespace and a folder of its own."""
 import os
 import tempfile
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
@@ -28,5 +28,5 @@ def leave(namespace):
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(doctest_optionflags=ELLIPSIS | NORMALIZE_WHITESPACE), SkipParser()],
-    patterns=["README.md", "docs/**/*.md"], setup=enter, teardown=leave,
+    patterns=["*.md"], setup=enter, teardown=leave,
 ).pytest()

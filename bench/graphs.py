@@ -1,6 +1,6 @@
 """What a graph costs: ``python -m bench.graphs``, from the repository's root.
 
-A residual net beside the chain of the same layers, in turns; and cosh, sinh and tanh of a million numbers from exponentials (MATH.md S3)
+A residual net beside the chain of the same layers, in turns; and cosh, sinh and tanh of a million numbers from exponentials (docs/by-hand S3)
 beside NumPy's expressions. Minima of the turns.
 """
 

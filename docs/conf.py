@@ -1,4 +1,5 @@
 """Configuration of Sphinx: ``sphinx-build -W docs docs/_build``."""
+import re
 import sys
 from pathlib import Path
 
@@ -7,35 +8,44 @@ import fastbp
 sys.path.insert(0, str(Path(__file__).parent))   # mathml.py
 
 project = "fastbp"
-author = "the fastbp developers"
 version = release = fastbp.__version__
 extensions = [
-    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton",
-    "matplotlib.sphinxext.plot_directive", "mathml",
+    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton", "matplotlib.sphinxext.plot_directive", "mathml",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
+default_role = "code"
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
 
-# Signatures as they are written: no default value is longer than its name, no type is a page of its own.
-autodoc_typehints = "none"
+autodoc_typehints = "none"   # the docstrings say what comes and goes, with shapes
 autodoc_member_order = "bysource"
-autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
-html_math_renderer = "mathml"
 
 plot_formats = ["svg"]
 plot_html_show_formats = plot_html_show_source_link = False
+GREY = "#888888"   # is seen on white and on black
+plot_rcparams = {"savefig.transparent": True} | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY)
+plot_apply_rcparams = True
 
-copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = "fastbp"
 html_static_path = ["_static"]
 html_css_files = ["fastbp.css"]
-html_show_copyright = html_show_sphinx = False
-html_copy_source = False
+html_show_copyright = html_show_sphinx = html_copy_source = False
+
+
+def link_systems(app, what, name, thing, options, lines):
+    """'docs/by-hand S10' of a docstring becomes a link to that section"""
+    for i, line in enumerate(lines):
+        lines[i] = re.sub(r"\b(S[1-9]\d?|BP[1-4])\b", lambda match: f":ref:`{match[1]} <{match[1].lower()}>`", line.replace("docs/by-hand ", ""))
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", link_systems)

@@ -1,4 +1,4 @@
-"""Gradients: central differences and the reference for every layer and loss. The systems of MATH.md are in test_systems.py."""
+"""Gradients: central differences and the reference for every layer and loss. The systems of docs/by-hand are in test_systems.py."""
 import numpy as np
 import pytest
 

@@ -1,4 +1,4 @@
-"""Graphs: random ones against NumPy, shared layers, several inputs and outputs. The systems of MATH.md §1 are in test_systems.py."""
+"""Graphs: random ones against NumPy, shared layers, several inputs and outputs. The systems of docs/by-hand/chain-rule.md are in test_systems.py."""
 import copy
 import itertools
 import pickle

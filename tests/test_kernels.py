@@ -305,7 +305,7 @@ def test_velocity_may_be_none_or_unused(isa, dtype, rng):
 
 
 def test_plain_step_is_within_1_ulp(isa, dtype, rng):
-    """Of w - lr g (MATH.md S20), for |w| >= 2 |lr g|, where the product's own rounding is no larger than the result's"""
+    """Of w - lr g (docs/by-hand S20), for |w| >= 2 |lr g|, where the product's own rounding is no larger than the result's"""
     wide = np.longdouble if dtype == "float64" else np.float64
     w = (rng.uniform(1, 2, 100_003) * rng.choice([-1, 1], 100_003) * 2.0 ** rng.integers(-20, 20, 100_003)).astype(dtype)
     for lr in (0.1, 1.0, 1e-3):

@@ -45,7 +45,7 @@ def ulp_error(actual, exact, dtype):
     return np.where(same, 0, np.where(np.isnan(error), np.inf, error)).astype(np.float64)
 
 
-# A closed form of MATH.md in float64 (its own figure): products here are shorter than 100 terms, some 80 u = 1e-14
+# A closed form of docs/by-hand in float64 (the specification's figure): products here are shorter than 100 terms, some 80 u = 1e-14
 # relative to the terms, which leaves two digits for cancellation among them.
 CLOSED_FORM = 1e-12
 

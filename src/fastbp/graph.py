@@ -31,13 +31,15 @@ PROGRAMS_KEPT = 8
 
 
 class Model:
-    """A graph with parameters, from the symbols given to it to the symbols that come out.
+    """A graph with parameters, from the symbols given to it to the symbols that come out::
 
-    x = fb.Input(8); h = fb.ReLU()(fb.Linear(8, 8)(x)); model = fb.Model(inputs=x, outputs=fb.Linear(8, 1)(h + x))
+        x = fb.Input(8)
+        h = fb.ReLU()(fb.Linear(8, 8)(x))
+        model = fb.Model(inputs=x, outputs=fb.Linear(8, 1)(h + x))
 
     inputs, outputs: one symbol or a list; with a list `predict`, `forward` and `backward` take and return lists. dtype "float32" or "float64";
     seed: int, numpy Generator or None, for initial parameters and dropout. A layer used twice shares its parameters, and their gradient is the sum
-    (MATH.md §1). Not safe for simultaneous training from several threads (RuntimeError), safe for simultaneous `predict`. Raises TypeError for what
+    (docs/by-hand/chain-rule.md). Not safe for simultaneous training from several threads (RuntimeError), safe for simultaneous `predict`. Raises TypeError for what
     is no symbol, ValueError for inputs that are missing, unused or given twice and for names given twice, MemoryError for sizes that cannot be had.
     """
 
@@ -407,7 +409,7 @@ class Model:
 
     def jacobian(self, x: Any) -> np.ndarray:
         """d f(x)_o / d x_i for every row: (B, out, in), in evaluation mode, by one backward pass per output. `gradients` stay as they are. With
-        several inputs or outputs their features count one after the other (MATH.md S5, S6)."""
+        several inputs or outputs their features count one after the other (docs/by-hand S5, S6)."""
         x = self.matrix("x", x)
         program = self.compile(capacity=max(len(x), 1), training=True, inputs=x.shape[1], input_gradient=True)
         self._pending = None
@@ -423,13 +425,28 @@ class Model:
     def fit(self, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: int = 1, batch_size: int = 32, shuffle: bool = True, seed: Any = None,
             sample_weight: Any = None, validation_data: Any = None, metrics: Iterable[str | Callable[..., float]] = (), callbacks: Iterable[Any] = (),
             clip_norm: float | None = None, progress: Any = "auto", loss_weights: Sequence[float] | None = None) -> History:
-        """Trains by minibatch gradient descent (MATH.md S20-S22) and returns a History.
+        """Trains by minibatch gradient descent (docs/by-hand S20-S22) and returns a History.
 
-        x (n, in), y: what the loss wants, n rows. batch_size above n means n; the last batch is smaller, and its mean is over its own rows. One
-        permutation per epoch from `seed` (int, numpy Generator or None). sample_weight (n) not negative: the batch's loss is Σ w l / Σ w.
-        validation_data (x, y[, sample_weight]) is evaluated after each epoch. metrics: "accuracy" or callables (target, prediction) -> float.
-        A model with a list of outputs takes lists: y and loss, one per output, and loss_weights (1 each if None); the loss is Σ weight · loss.
-        clip_norm: the gradient's global 2-norm is scaled down to it. progress: True, False or "auto" (a bar when stderr is a terminal).
+        x, y
+            (n, in), and n rows of what the loss wants
+        batch_size
+            above n means n; the last batch is smaller, and its mean is over its own rows
+        shuffle, seed
+            one permutation per epoch from `seed` (int, numpy Generator or None)
+        sample_weight
+            one per row, not negative: the batch's loss is Σ w l / Σ w
+        validation_data
+            (x, y[, sample_weight]), evaluated after each epoch
+        metrics
+            "accuracy" or callables (target, prediction) -> float
+        callbacks
+            objects with methods that are called between epochs, see fastbp.callbacks
+        clip_norm
+            the gradient's global 2-norm is scaled down to it
+        progress
+            True, False or "auto" (a bar when stderr is a terminal)
+        loss_weights
+            a model with a list of outputs takes lists: y and loss, one per output, and loss_weights (1 each if None); the loss is Σ weight · loss
 
         Raises TypeError and ValueError for bad input before anything is changed (NaN and infinities in the data with row and column),
         FloatingPointError when the loss or a parameter turns non-finite, leaving the last finite parameters, RuntimeError when the model is being
@@ -597,9 +614,9 @@ def _name_layers(layers: Iterable[Layer]) -> dict[Layer, str]:
 
 
 class Sequential(Model):
-    """A chain: the output of each layer is the input of the next.
+    """A chain, the output of each layer the input of the next::
 
-    fb.Sequential(fb.Linear(784, 256), fb.ReLU(), fb.Linear(256, 10), dtype="float32", seed=0)
+        fb.Sequential(fb.Linear(784, 256), fb.ReLU(), fb.Linear(256, 10), dtype="float32", seed=0)
 
     dtype "float32" or "float64"; seed: int, numpy Generator or None, for initial parameters and dropout. A layer that stands twice shares its
     parameters. Raises ValueError for no layers or widths that do not fit, TypeError for what is no layer, MemoryError for sizes that cannot be had.

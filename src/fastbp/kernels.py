@@ -1,4 +1,4 @@
-"""What the layers are made of, for one's own loops: from fastbp import kernels as K
+"""What the layers are made of, for one's own loops: ``from fastbp import kernels as K``.
 
 Every function takes float32 or float64 arrays of one dtype, writes into `out` when given (C-contiguous, of the result's shape and dtype,
 not overlapping an input unless elementwise) and returns the result. Wrong kinds raise TypeError, wrong shapes and layouts ValueError.
@@ -89,7 +89,7 @@ def matmul(a: Any, b: Any, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def linear_forward(x: Any, w: Any, b: Any = None, activation: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
-    """f(x wᵀ + b)        x (B, I)  w (O, I)  b (O) or None -> (B, O)
+    """f(x wᵀ + b), with x (B, I), w (O, I), b (O) or None -> (B, O).
 
     activation: None, "relu", "sigmoid", "tanh", "elu", "leaky_relu" (slope 0.01), "softplus", "gelu", "silu" or "exp".
     """
@@ -110,7 +110,7 @@ def linear_forward(x: Any, w: Any, b: Any = None, activation: str | None = None,
 
 def linear_backward(x: Any, w: Any, dy: Any, out: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] | None = None
                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dx = dy w (B, I), dw = dyᵀ x (O, I), db = 1ᵀ dy (O)        MATH.md BP2 to BP4; out: a triple of arrays or Nones."""
+    """dx = dy w (B, I), dw = dyᵀ x (O, I), db = 1ᵀ dy (O): docs/by-hand BP2 to BP4. out: a triple of arrays or Nones."""
     x = _array("x", x, 2)
     w = _array("w", w, 2, x.dtype)
     dy = _array("dy", dy, 2, x.dtype)
@@ -128,7 +128,7 @@ def linear_backward(x: Any, w: Any, dy: Any, out: tuple[np.ndarray | None, np.nd
 
 
 def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.ndarray:
-    """deltaᵀ x: the sum over the rows of the outer products delta_i x_iᵀ (BP4).   x (B, I)  delta (B, O) -> (O, I)
+    """deltaᵀ x: the sum over the rows of the outer products delta_i x_iᵀ (BP4); x (B, I), delta (B, O) -> (O, I).
 
     Summed in chunks of 512 rows, added up in order.
     """
@@ -179,7 +179,7 @@ def sigmoid_forward(x: Any, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def sigmoid_backward(y: Any, dy: Any, out: np.ndarray | None = None) -> np.ndarray:
-    """dy y (1 - y), y the output (MATH.md S11)."""
+    """dy y (1 - y), y the output (docs/by-hand S11)."""
     return _backward("sigmoid", y, dy, out)
 
 
@@ -210,7 +210,7 @@ def softmax(s: Any, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def softmax_cross_entropy(s: Any, labels: Any, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
-    """(mean over rows of logsumexp(s) - s_y, its gradient (softmax(s) - onehot(y)) / B)        s (B, C)  labels (B) integers
+    """(mean over rows of logsumexp(s) - s_y, its gradient (softmax(s) - onehot(y)) / B), with s (B, C) and integer labels (B).
 
     labels may also be probabilities (B, C). `out` receives the gradient.
     """

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Linear(Layer):
-    """y = x wᵀ + b        x (B, in_features)  w (out_features, in_features)  b (out_features,)
+    """y = x wᵀ + b, with x (B, in_features), w (out_features, in_features), b (out_features,).
 
     init: "default" (U(±1/√in) for weight and bias, as torch.nn.Linear), "xavier_uniform", "xavier_normal", "kaiming_uniform",
     "kaiming_normal", "zeros", or a callable(rng, shape) -> array; see fastbp.init. name: what its parameters are called in a model, before
-    ".weight" and ".bias". Backward (MATH.md BP2-BP4): dx = dy w, db = 1ᵀ dy, dw = dyᵀ x.
+    ".weight" and ".bias". Backward (docs/by-hand BP2-BP4): dx = dy w, db = 1ᵀ dy, dw = dyᵀ x.
 
     Raises TypeError for features that are not integers or a bias that is not a bool, ValueError for features below 1 and
     unknown initialisers.
@@ -75,7 +75,7 @@ class Activation(Layer):
 
 
 class ReLU(Activation):
-    """y = max(x, 0); y' = 1 for x > 0, else 0 (MATH.md S10: 0 at 0)."""
+    """y = max(x, 0); y' = 1 for x > 0, else 0 (docs/by-hand S10: 0 at 0)."""
 
     function = "relu"
 
@@ -95,7 +95,7 @@ class LeakyReLU(Activation):
 
 
 class Sigmoid(Activation):
-    """y = 1 / (1 + e^-x); y' = y (1 - y) (MATH.md S11)."""
+    """y = 1 / (1 + e^-x); y' = y (1 - y) (docs/by-hand S11)."""
 
     function = "sigmoid"
 

@@ -84,7 +84,7 @@ class Loss:
 
 
 class MSELoss(Loss):
-    """L = scale * (p - y)² reduced; dL/dp = 2 scale (p - y) reduced alike (MATH.md §5; S13 has scale 1, S14 and S15 scale ½).
+    """L = scale * (p - y)² reduced; dL/dp = 2 scale (p - y) reduced alike (docs/by-hand/losses.md; S13 has scale 1, S14 and S15 scale ½).
 
     reduction "mean", "batchmean" or "sum"; scale a positive number.
     """
@@ -157,7 +157,7 @@ class _Binary(Loss):
 
 
 class BCELoss(_Binary):
-    """L = -[y log p + (1-y) log(1-p)]; dL/dp = (p - y) / (p (1-p)) (MATH.md S4). For predictions that are probabilities.
+    """L = -[y log p + (1-y) log(1-p)]; dL/dp = (p - y) / (p (1-p)) (docs/by-hand S4). For predictions that are probabilities.
 
     As torch.nn.BCELoss: logarithms are not taken below -100, the denominator not below 1e-12, so both stay finite on [0, 1].
     `fit` on a model that ends in Sigmoid computes the pair as BCEWithLogitsLoss does, with gradient p - y.
@@ -168,14 +168,14 @@ class BCELoss(_Binary):
 
 
 class BCEWithLogitsLoss(_Binary):
-    """``L = max(z, 0) - z y + log1p(e^-|z|)``; dL/dz = sigmoid(z) - y (MATH.md §5, S9). For predictions that are logits."""
+    """``L = max(z, 0) - z y + log1p(e^-|z|)``; dL/dz = sigmoid(z) - y (docs/by-hand/losses.md, S9). For predictions that are logits."""
 
     kernel = "bce_logits"
     threshold = 0.0
 
 
 class CrossEntropyLoss(Loss):
-    """L = logsumexp(s) - s_y; dL/ds = softmax(s) - onehot(y) (MATH.md S16). Targets are integer labels (B,) or probabilities (B, C).
+    """L = logsumexp(s) - s_y; dL/ds = softmax(s) - onehot(y) (docs/by-hand S16). Targets are integer labels (B,) or probabilities (B, C).
 
     label_smoothing e in [0, 1] replaces the target t by (1 - e) t + e / C (torch.nn.CrossEntropyLoss). A row has one loss, so "mean"
     and "batchmean" are the same.

@@ -130,7 +130,7 @@ class Optimizer:
 
 class SGD(Optimizer):
     """g = dL/dp + weight_decay p;  v = momentum v + g;  p -= lr v,  or p -= lr (g + momentum v) with nesterov; without momentum
-    p -= lr g (torch.optim.SGD; MATH.md S20-S22).
+    p -= lr g (torch.optim.SGD; docs/by-hand S20-S22).
 
     lr >= 0 or a schedule; 0 <= momentum < 1; nesterov needs momentum > 0; weight_decay >= 0.
     """

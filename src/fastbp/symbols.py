@@ -111,7 +111,7 @@ class Parameter(Symbol):
     """A trainable value that broadcasts over the rows, and over the features too when there is one only.
 
     shape () or (n,); init: a number for all elements, an array of this shape, or a callable(rng, shape). name: the parameter's in the model,
-    "parameter_0", "parameter_1", ... in order of first mention if None. MATH.md S7, S12. Raises TypeError and ValueError for other shapes and inits.
+    "parameter_0", "parameter_1", ... in order of first mention if None. docs/by-hand S7, S12. Raises TypeError and ValueError for other shapes and inits.
     """
 
     def __init__(self, shape: int | Sequence[int] = (), init: Any = 0.0, name: str | None = None):
@@ -180,7 +180,7 @@ class Transposed(Layer):
 
 
 class Binary(Layer):
-    """y = a function b, elementwise: "plus", "minus", "times" (MATH.md S7's Hadamard product) or "over"."""
+    """y = a function b, elementwise: "plus", "minus", "times" (docs/by-hand S7's Hadamard product) or "over"."""
 
     operation = "binary"
 
@@ -288,5 +288,5 @@ def concat(nodes: Sequence[Symbol]) -> Symbol:
 
 
 def sum(node: Symbol) -> Symbol:
-    """The sum over the features of each row: (B, n) -> (B, 1) (MATH.md S7)."""
+    """The sum over the features of each row: (B, n) -> (B, 1) (docs/by-hand S7)."""
     return Sum()(node)

@@ -65,7 +65,7 @@ class History:
 
 
 def minibatches(*data: Any, batch_size: int = 32, shuffle: bool = True, seed: Any = None) -> Iterator[tuple[np.ndarray, ...]]:
-    """Tuples of matching rows of the given arrays, batch_size at a time; the last batch is smaller, never dropped (MATH.md S22).
+    """Tuples of matching rows of the given arrays, batch_size at a time; the last batch is smaller, never dropped (docs/by-hand S22).
 
     minibatches(x, y, batch_size=120, seed=0) gives the batches of `fit`'s first epoch with that seed; a numpy Generator as seed goes on,
     one permutation per pass, as `fit` does from epoch to epoch. Raises ValueError when the arrays' rows differ in number.
@@ -258,7 +258,7 @@ class _NativeRun:
     def __init__(self, model: Any, loss: Loss, optimizer: Optimizer, data: Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric],
                  tolerant: bool = False):
         output, self._through_sigmoid = model.output, False
-        if isinstance(loss, BCELoss) and getattr(_last(model)[0], "function", None) == "sigmoid":   # MATH.md §5: the pair in its simplified form, p - y
+        if isinstance(loss, BCELoss) and getattr(_last(model)[0], "function", None) == "sigmoid":   # docs/by-hand/losses.md: the pair in its simplified form, p - y
             output, loss, self._through_sigmoid = model.nodes[_last(model)[1]].reads[0], BCEWithLogitsLoss(loss.reduction), True
         self.model, self.data, self.metrics = model, data, metrics
         program = model.workspace.use(model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], output=output))
