@@ -8,7 +8,7 @@ import fastbp as fb
 
 
 def two_layers():
-    """MATH.md S15: J = ½(y − o)², ReLU"""
+    """S15: J = ½(y − o)², ReLU"""
     model = fb.Sequential(fb.Linear(3, 4), fb.ReLU(), fb.Linear(4, 1), dtype="float64", seed=2)
     rng = np.random.default_rng(0)
     return model, rng.normal(size=(5, 3)), rng.normal(size=(5, 1)), fb.MSELoss(reduction="sum", scale=0.5)

@@ -466,7 +466,7 @@ class Model:
         return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, loss_weights=loss_weights)
 
     def trace(self, x: Any, y: Any, loss: Any, *, training: bool = False, loss_weights: Sequence[float] | None = None) -> Trace:
-        """One forward and backward pass in which every node keeps its value and its delta, dL/dvalue: a table to look at (MATH.md S15, S19).
+        """One forward and backward pass in which every node keeps its value and its delta, dL/dvalue: a table to look at (docs/by-hand S15, S19).
 
         x, y and loss as in `fit`; `training` switches dropout and batch statistics on. The model stays as it was, `gradients` included. Nothing is
         fused: the deltas are those of the formulas, by the same kernels. Raises as `fit` does.

@@ -65,7 +65,7 @@ class Row:
 class Trace:
     """What `Model.trace` returns: `loss`, a Row per node, and the parameters' `gradients` by name. Prints as a table.
 
-    trace[i], trace["name"] or trace[node] gives a Row. Where several nodes read a value its delta is the sum of what comes back (MATH.md §1); a value
+    trace[i], trace["name"] or trace[node] gives a Row. Where several nodes read a value its delta is the sum of what comes back (docs/by-hand/chain-rule.md); a value
     that only Identity, or Dropout in evaluation, lies between shows the same numbers.
     """
 
