@@ -24,7 +24,7 @@ def draw(loss, n=N, inputs=5, outputs=3):
     x, w = rng.normal(size=(n, inputs)), rng.random(n) + 0.1
     if loss == "CrossEntropyLoss":
         return x, rng.integers(0, outputs, n), w
-    return x, rng.random((n, outputs)) if loss.startswith("BCE") else rng.normal(size=(n, outputs)), w
+    return x, rng.random((n, outputs)) if loss.startswith(("BCE", "Poisson")) else rng.normal(size=(n, outputs)), w
 
 
 def step(model, loss, x, y, sample_weight=None):

@@ -224,6 +224,22 @@ def huber(prediction, target, sample_weight=None, delta=1.0):
     return (c * value).sum(), c * np.clip(error, -delta, delta)
 
 
+def quantile(prediction, target, sample_weight=None, quantile=0.5):
+    """ℓ = q |e| where p < y, (1-q) |e| where p > y; ℓ' = -q, 1-q, and 0 at e = 0"""
+    c = reduction_factors(prediction.shape, sample_weight)
+    error = prediction - like(target, prediction)
+    slope = np.where(error > 0, 1 - quantile, np.where(error < 0, -quantile, 0.0))
+    return (c * slope * error).sum(), c * slope
+
+
+def poisson(prediction, target, sample_weight=None):
+    """ℓ = e^z - y z + y log y - y with 0 log 0 = 0, ℓ' = e^z - y"""
+    c = reduction_factors(prediction.shape, sample_weight)
+    z, y = prediction, like(target, prediction)
+    value = np.exp(z) - y * z + y * np.log(np.where(y > 0, y, 1)) - y
+    return (c * value).sum(), c * (np.exp(z) - y)
+
+
 def bce(prediction, target, sample_weight=None):
     """ℓ = -y log p - (1-y) log(1-p), logs at least -100; ℓ' = (p - y) / max(p (1-p), 1e-12)"""
     c = reduction_factors(prediction.shape, sample_weight)
@@ -257,6 +273,8 @@ LOSSES = {
     "MSELoss": mse,
     "L1Loss": l1,
     "HuberLoss": huber,
+    "QuantileLoss": quantile,
+    "PoissonLoss": poisson,
     "BCELoss": bce,
     "BCEWithLogitsLoss": bce_with_logits,
     "CrossEntropyLoss": cross_entropy,

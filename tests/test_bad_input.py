@@ -197,6 +197,8 @@ TABLE += [
     ("reduction", V, ["reduction", "'avg'", "'mean'", "'batchmean'", "'sum'"], lambda c: fb.MSELoss(reduction="avg")),
     ("scale", V, ["scale", "nan", "finite"], lambda c: fb.MSELoss(scale=NAN)),
     ("delta", V, ["delta", "0", "(0, inf)"], lambda c: fb.HuberLoss(delta=0)),
+    ("quantile", V, ["quantile", "1", "(0, 1)"], lambda c: fb.QuantileLoss(quantile=1)),
+    ("loss negative count", V, ["target", "-1.0", "row 1", "negative"], lambda c: fb.PoissonLoss()(np.zeros((2, 1)), [[1.0], [-1.0]])),
     # --- optimizers -------------------------------------------------------------------------------------------------
     ("lr NaN", V, ["lr", "nan", "finite"], lambda c: fb.SGD(lr=NAN)),
     ("lr negative", V, ["lr", "-0.1", "[0, inf)"], lambda c: fb.Adam(lr=-0.1)),

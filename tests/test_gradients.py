@@ -16,6 +16,8 @@ LOSSES = [
     ("L1Loss", {}, "real"),
     ("HuberLoss", {}, "real"),
     ("HuberLoss", {"delta": 0.4}, "real"),
+    ("QuantileLoss", {"quantile": 0.3}, "real"),
+    ("PoissonLoss", {}, "probability"),
     ("BCELoss", {}, "probability"),
     ("BCEWithLogitsLoss", {}, "probability"),
     ("CrossEntropyLoss", {}, "label"),

@@ -50,6 +50,8 @@ ELEMENTWISE = {
     "mse": (fb.MSELoss(), lambda p, t: (p - t) ** 2, lambda p, t: 2 * (p - t), numbers, (0, 1, -0.5)),
     "l1": (fb.L1Loss(), lambda p, t: abs(p - t), lambda p, t: mp.sign(p - t), numbers, (0, 1, -0.5)),
     "huber": (fb.HuberLoss(2.5), lambda p, t: huber_value(p - t, 2.5), lambda p, t: min(max(p - t, -2.5), 2.5), numbers, (0, 1, -0.5)),
+    "quantile": (fb.QuantileLoss(0.25), lambda p, t: (p - t) * (0.75 if p > t else -0.25), lambda p, t: 0 if p == t else 0.75 if p > t else -0.25, numbers,
+                 (0, 1, -0.5)),
     "bce": (fb.BCELoss(), lambda p, t: -t * max(mp.log(p), -100) - (1 - t) * max(mp.log1p(-p), -100), lambda p, t: (p - t) / max(p * (1 - p), mp.mpf("1e-12")),
             probabilities, (0, 1, 0.25)),
     "bce_logits": (fb.BCEWithLogitsLoss(), lambda z, t: max(z, 0) - z * t + mp.log1p(mp.exp(-abs(z))), lambda z, t: 1 / (1 + mp.exp(-z)) - t,
@@ -79,6 +81,37 @@ def test_loss_of_one_number_is_accurate_and_finite(isa, dtype, name):
         assert slope.dtype == dtype
         within = ulp_error(slope[0, 0], gradient, dtype) <= elementwise_ulp("loss") or abs(slope[0, 0] - gradient) <= tiny
         assert within or (name == "bce_logits" and abs(slope[0, 0] - gradient) <= elementwise_ulp("sigmoid") * eps), (p, t, slope, gradient)
+
+
+def test_poisson_loss_of_one_number_is_accurate(isa, dtype):
+    """To roundings of its terms, which cancel at the minimum; 0 log 0 is 0"""
+    eps, tiny = float(np.finfo(dtype).eps), float(np.finfo(dtype).smallest_normal)
+    for z, t in itertools.product(np.array([-1e4, -90, -3, -1e-8, 0, 0.5, 1, 17.5, 80], dtype), np.array([0, 1e-30, 0.25, 1, 2.5, 1e4], dtype)):
+        value, slope = fb.PoissonLoss().value_and_grad(np.array([[z]]), np.array([[t]]))
+        with mp.workdps(50):
+            rate, y = mp.exp(mp.mpf(float(z))), mp.mpf(float(t))
+            terms = [rate, -y * mp.mpf(float(z)), y * mp.log(y) if y else mp.mpf(0), -y]
+            size = float(sum(map(abs, terms)))
+            assert abs(value - float(sum(terms))) <= 4 * elementwise_ulp("loss") * eps * size + tiny
+            assert abs(slope[0, 0] - float(rate - y)) <= 4 * elementwise_ulp("loss") * eps * float(rate + y) + tiny
+    assert fb.PoissonLoss()(np.array([[-np.inf]]), np.array([[0.0]])) == 0
+    assert np.isnan(fb.PoissonLoss()(np.array([[np.nan]]), np.array([[1.0]]))) and np.isnan(fb.QuantileLoss()(np.array([[np.nan]]), np.array([[1.0]])))
+
+
+@pytest.mark.parametrize("limit", [2.0, 20.0])
+def test_logits_losses_know_a_limit(isa, dtype, limit):
+    """The value is that of probabilities within [e^-limit, 1 - e^-limit]; the gradient is the loss' own"""
+    z = np.linspace(-40, 40, 81, dtype=dtype)
+    rows = np.stack([z, -z], axis=1)
+    for make, p, t in ((fb.BCEWithLogitsLoss, z[:, None], np.ones((81, 1), dtype)), (fb.CrossEntropyLoss, rows, np.zeros(81, int)),
+                       (fb.CrossEntropyLoss, np.hstack([rows] + [np.full((81, 40), -1e3, dtype)]), np.zeros(81, int))):
+        free, limited = make(), make()
+        limited.limit = limit
+        for i in range(len(p)):
+            exact, gradient = free.value_and_grad(p[i : i + 1], t[i : i + 1])
+            value, same = limited.value_and_grad(p[i : i + 1], t[i : i + 1])
+            np.testing.assert_allclose(value, min(max(exact, -np.log1p(-np.exp(-limit))), limit), rtol=np.finfo(dtype).eps)
+            np.testing.assert_array_equal(same, gradient)
 
 
 @functools.cache
@@ -123,7 +156,7 @@ def test_cross_entropy_of_one_row_is_accurate_and_finite(isa, dtype, smoothing):
 
 # --- losses of batches: the same bits however they are computed -----------------------------------------------------------
 
-LOSSES = {"mse": fb.MSELoss, "batchmean": lambda **o: fb.MSELoss("batchmean", 0.5), "l1": fb.L1Loss, "huber": fb.HuberLoss, "bce": fb.BCELoss,
+LOSSES = {"mse": fb.MSELoss, "batchmean": lambda **o: fb.MSELoss("batchmean", 0.5), "l1": fb.L1Loss, "huber": fb.HuberLoss, "quantile": lambda **o: fb.QuantileLoss(0.3, **o), "poisson": fb.PoissonLoss, "bce": fb.BCELoss,
           "bce_logits": fb.BCEWithLogitsLoss, "cross_entropy": lambda **o: fb.CrossEntropyLoss(0.1, **o), "labels": fb.CrossEntropyLoss}
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -143,9 +176,9 @@ SHAPES = [(1, 1), (63, 3), (64, 1), (65, 17), (129, 67), (1000, 10), (17, 32), (
 def test_loss_of_a_batch_equals_reference(isa, dtype, name):
     """Value and gradient, with and without weights"""
     of = {"batchmean": "mse", "labels": "cross_entropy"}.get(name, name)
-    function = {"mse": reference.mse, "l1": reference.l1, "huber": reference.huber, "bce": reference.bce, "bce_logits": reference.bce_with_logits,
+    function = {"mse": reference.mse, "l1": reference.l1, "huber": reference.huber, "quantile": reference.quantile, "poisson": reference.poisson, "bce": reference.bce, "bce_logits": reference.bce_with_logits,
                 "cross_entropy": reference.cross_entropy}[of]
-    options = {"batchmean": {"reduction": "batchmean", "scale": 0.5}, "cross_entropy": {"label_smoothing": 0.1}}.get(name, {})
+    options = {"batchmean": {"reduction": "batchmean", "scale": 0.5}, "cross_entropy": {"label_smoothing": 0.1}, "quantile": {"quantile": 0.3}}.get(name, {})
     for shape in SHAPES:
         p, t, w = batch(name, dtype, *shape)
         for weights in (None, w):

@@ -591,7 +591,8 @@ def test_copy_of_model_and_optimizer_goes_on_with_the_same_bits(copied, fingerpr
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("make", [
     lambda: fb.SGD(lr=0.1, momentum=0.9), lambda: fb.AdamW(lr=fb.schedules.Cosine(0.1, 10)), lambda: fb.CrossEntropyLoss(label_smoothing=0.1),
-    lambda: fb.HuberLoss(delta=0.5), lambda: fb.Linear(3, 4, init="zeros"), lambda: fb.LeakyReLU(0.2), lambda: fb.EarlyStopping(patience=3),
+    lambda: fb.HuberLoss(delta=0.5), lambda: fb.QuantileLoss(0.3), lambda: fb.PoissonLoss("sum"),
+    lambda: fb.Linear(3, 4, init="zeros"), lambda: fb.LeakyReLU(0.2), lambda: fb.EarlyStopping(patience=3),
 ])
 def test_copies_of_the_parts_say_the_same(copied, make):
     part = make()

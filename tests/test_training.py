@@ -14,11 +14,13 @@ LOSSES = [
     ("MSELoss", {"reduction": "batchmean", "scale": 0.5}),
     ("L1Loss", {}),
     ("HuberLoss", {"delta": 0.5}),
+    ("QuantileLoss", {"quantile": 0.7}),
+    ("PoissonLoss", {}),
     ("BCELoss", {}),
     ("BCEWithLogitsLoss", {}),
     ("CrossEntropyLoss", {"label_smoothing": 0.1}),
 ]
-LOGIT_LOSSES = LOSSES[4:]
+LOGIT_LOSSES = LOSSES[-2:]
 
 
 def make(table, *key):

@@ -4,7 +4,7 @@
  *   absolute error           l = |p - t|                                      dl = sign(p - t)
  *   Huber(param)             l = d^2/2 for |d| <= param, else param (|d| - param/2)
  *   quantile(param)          l = param |d| where p < t, (1 - param) |d| where p > t
- *   Poisson on log rates     l = e^p - t p + t log t - t                      dl = e^p - t
+ *   Poisson on log rates     l = e^p - t + t (log t - p), the last 0 for t = 0  dl = e^p - t
  *   binary cross-entropy     l = -[t log p + (1-t) log(1-p)]                  dl = (p - t) / (p (1-p))
  *     logarithms not below -100, denominator not below 1e-12, as in PyTorch: finite for every p in [0, 1]
  *   ... on logits            l = max(z,0) - z t + log1p(e^-|z|)               dl = sigmoid(z) - t
@@ -39,7 +39,7 @@ static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real pa
     }
     case FBP_POISSON: {
         const vreal rate = v_exp(p);
-        return (loss_pair){v_fma(-t, p, rate) + (v_keep(t > 0, t * v_log(t)) - t), rate - t};
+        return (loss_pair){(rate - t) + v_keep(t > 0, t * (v_log(t) - p)), rate - t};
     }
     case FBP_BCE: {
         const vreal floor = v_set(-100), lp = v_max(floor, v_log(p)), lq = v_max(floor, v_log1p(-p));
