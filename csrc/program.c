@@ -87,13 +87,13 @@ static void statistics(const fbp_frame *f, const fbp_worker *w)
     for (const fbp_op *op = p->op; op < p->op + p->ops; op++) if (op->kind == FBP_BATCHNORM) fbp_batchnorm_statistics(f, op, w);
 }
 
-/* From the loss' gradient by the output, which is in place, back to the input (equations BP1 to BP4). */
+/* From the loss' gradient by the outputs, which is in place, back to the input (equations BP1 to BP4). */
 static void backward(const fbp_frame *f, const fbp_worker *w)
 {
     const fbp_program *p = f->program;
-    if (p->output_act != FBP_IDENTITY) {
-        fbp_close_gradient(p->table, w, f->rows * p->value[p->output].width, p->output_act, p->output_alpha, f->value[p->output],
-                           f->gradient[p->output]);
+    for (const fbp_output *o = p->output; o < p->output + p->outputs; o++) {
+        if (o->act == FBP_IDENTITY) continue;
+        fbp_close_gradient(p->table, w, f->rows * p->value[o->value].width, o->act, o->alpha, f->value[o->value], f->gradient[o->value]);
         fbp_barrier(w);
     }
     for (const fbp_op *op = p->op + p->ops - 1; op >= p->op; op--) {
@@ -126,10 +126,11 @@ static void run_forward(const fbp_worker *w, void *frame)
 void fbp_forward(fbp_frame *f, int threads) { fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, run_forward, f); }
 
 static void run_backward(const fbp_worker *w, void *frame) { backward(frame, w); }
-void fbp_backward(fbp_frame *f, const void *dout, int threads)
+void fbp_backward(fbp_frame *f, const void *const *dout, int threads)
 {
     const fbp_program *p = f->program;
-    memcpy(f->gradient[p->output], dout, (size_t)(f->rows * p->value[p->output].width) * p->table->size);
+    for (int o = 0; o < p->outputs; o++)
+        memcpy(f->gradient[p->output[o].value], dout[o], (size_t)(f->rows * p->value[p->output[o].value].width) * p->table->size);
     fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, run_backward, f);
 }
 
@@ -139,7 +140,8 @@ typedef struct {
     const fbp_program *program;
     const void *params, *x;
     const fbp_csr *csr;
-    void *y, *memory;
+    void *const *y;
+    void *memory;
     ptrdiff_t n;
 } prediction;
 
@@ -155,16 +157,16 @@ static void predict_share(const fbp_worker *w, void *argument)
         f.rows = end - i < p->capacity ? end - i : p->capacity;
         f.value[p->input] = fbp_at(p->table, q->x, i * p->value[p->input].width);
         f.first = i;
-        f.value[p->output] = fbp_at(p->table, q->y, i * p->value[p->output].width);
+        for (int o = 0; o < p->outputs; o++) f.value[p->output[o].value] = fbp_at(p->table, q->y[o], i * p->value[p->output[o].value].width);
         forward(&f, &alone);
     }
 }
 
-void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *y, void *memory, int threads)
+void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *const *y, void *memory, int threads)
 {
     prediction q = {p, params, x, csr, y, memory, n};
     if (p->ops == 0) {   /* the identity */
-        memcpy(y, x, (size_t)(n * p->value[p->input].width) * p->table->size);
+        memcpy(y[0], x, (size_t)(n * p->value[p->input].width) * p->table->size);
         return;
     }
     fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, predict_share, &q);
@@ -172,10 +174,10 @@ void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const vo
 
 /* ---- training -------------------------------------------------------------------------------------------------------- */
 
-ptrdiff_t fbp_partials(ptrdiff_t rows, ptrdiff_t parameters, int threads)
+ptrdiff_t fbp_partials(ptrdiff_t rows, int outputs, ptrdiff_t parameters, int threads)
 {
     const ptrdiff_t chunks = (rows + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK, squares = (parameters + FBP_SQUARES_CHUNK - 1) / FBP_SQUARES_CHUNK;
-    return 2 * chunks + squares + threads;
+    return (outputs + 1) * chunks + squares + threads;
 }
 
 static double now(void)
@@ -192,36 +194,47 @@ static void gather(const fbp_worker *w, const int64_t *order, ptrdiff_t rows, si
     for (; i < end; i++) memcpy((char *)to + (size_t)i * bytes, (const char *)from + (size_t)order[i] * bytes, bytes);
 }
 
-/* The rows of batch b: copied together when they are shuffled, else used where they are. Every worker sets the same
- * pointers in its own copy of the frame. */
-static fbp_target take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w, void *input_room, ptrdiff_t first)
+/* The rows of batch b and one target per output: copied together when they are shuffled, else used where they are. Every worker sets the
+ * same pointers in its own copy of the frame. */
+static void take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w, void *input_room, ptrdiff_t first, fbp_target *target)
 {
     const fbp_program *p = f->program;
-    const ptrdiff_t I = p->value[p->input].width, O = p->value[p->output].width;
+    const ptrdiff_t I = p->value[p->input].width;
     const size_t size = p->table->size;
-    fbp_target target = {r->target.t ? r->gathered_t : NULL, r->target.label ? r->gathered_label : NULL, r->target.w ? r->gathered_w : NULL};
+    const int64_t *order = r->order ? r->order + first : NULL;
     f->order = r->order, f->first = first;
-    if (!r->order) {
-        f->value[p->input] = fbp_at(p->table, r->x, first * I);
-        return (fbp_target){fbp_at(p->table, r->target.t, first * O), r->target.label ? r->target.label + first : NULL,
-                            fbp_at(p->table, r->target.w, first)};
+    f->value[p->input] = order ? input_room : fbp_at(p->table, r->x, first * I);
+    if (order && r->x) gather(w, order, f->rows, (size_t)I * size, r->x, input_room);
+    if (order && r->w) gather(w, order, f->rows, size, r->w, r->gathered_w);
+    for (int k = 0; k < p->outputs; k++) {
+        const fbp_objective *q = r->objective + k;
+        const ptrdiff_t O = p->value[p->output[k].value].width;
+        if (!order) {
+            target[k] = (fbp_target){fbp_at(p->table, q->target.t, first * O), q->target.label ? q->target.label + first : NULL, fbp_at(p->table, r->w, first)};
+            continue;
+        }
+        target[k] = (fbp_target){q->target.t ? q->gathered_t : NULL, q->target.label ? q->gathered_label : NULL, r->w ? r->gathered_w : NULL};
+        if (q->target.t) gather(w, order, f->rows, (size_t)O * size, q->target.t, q->gathered_t);
+        if (q->target.label) gather(w, order, f->rows, sizeof *q->target.label, q->target.label, q->gathered_label);
     }
-    const int64_t *order = r->order + first;
-    f->value[p->input] = input_room;
-    if (r->x) gather(w, order, f->rows, (size_t)I * size, r->x, input_room);
-    if (target.t) gather(w, order, f->rows, (size_t)O * size, r->target.t, r->gathered_t);
-    if (target.label) gather(w, order, f->rows, sizeof *r->target.label, r->target.label, r->gathered_label);
-    if (target.w) gather(w, order, f->rows, size, r->target.w, r->gathered_w);
-    return target;
 }
 
-static void keep_outputs(const fbp_run *r, const fbp_frame *f, const fbp_worker *w, ptrdiff_t first)
+/* The losses of this worker's rows into `partial`, a piece of `chunks` doubles per output, and their gradients by the outputs. */
+static void lose(const fbp_run *r, const fbp_frame *f, const fbp_worker *w, const fbp_target *target, double batch_weight, ptrdiff_t first, double *partial,
+                 ptrdiff_t chunks)
 {
     const fbp_program *p = f->program;
-    const ptrdiff_t O = p->value[p->output].width;
-    ptrdiff_t i, end;
-    fbp_share(w, f->rows, FBP_LOSS_CHUNK, &i, &end);
-    memcpy(fbp_at(p->table, r->outputs, (first + i) * O), fbp_at(p->table, f->value[p->output], i * O), (size_t)((end - i) * O) * p->table->size);
+    for (int k = 0; k < p->outputs; k++) {
+        const fbp_objective *q = r->objective + k;
+        const int v = p->output[k].value;
+        const ptrdiff_t O = p->value[v].width;
+        fbp_loss_rows(p->table, w, q->loss, fbp_loss_factor(q->loss, batch_weight), f->rows, O, f->value[v], target[k], f->gradient[v],
+                      partial + k * chunks);
+        ptrdiff_t i, end;
+        fbp_share(w, f->rows, FBP_LOSS_CHUNK, &i, &end);
+        if (q->weight != 1) p->table->scale((end - i) * O, q->weight, fbp_at(p->table, f->gradient[v], i * O));
+        if (q->outputs) memcpy(fbp_at(p->table, q->outputs, (first + i) * O), fbp_at(p->table, f->value[v], i * O), (size_t)((end - i) * O) * p->table->size);
+    }
 }
 
 /* Whole steps until the time is up, the epoch ends, or a number stops being finite. All workers run this side by side, each
@@ -233,12 +246,13 @@ static void train(const fbp_worker *w, void *argument)
     const fbp_program *p = r->frame->program;
     const fbp_kernels *t = p->table;
     const fbp_optimizer *o = r->optimizer;
-    const ptrdiff_t O = p->value[p->output].width, chunks = (r->batch_size + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK;
+    const ptrdiff_t chunks = (r->batch_size + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK;
     const ptrdiff_t parameters = o->slots ? o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size : 0;
     /* Clipping needs all gradients first; few parameters are updated faster in one go. */
     const int rides = p->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && parameters > SMALL;
-    double *losses = r->partial, *hits = losses + chunks, *broken = hits + chunks, *squares = broken + w->parts;
+    double *losses = r->partial, *hits = losses + p->outputs * chunks, *broken = hits + chunks, *squares = broken + w->parts;
     void *value[p->values];   /* this worker's pointers: the input's changes with the batch */
+    fbp_target target[p->outputs];
     fbp_frame f = *r->frame;
     memcpy(value, f.value, sizeof value);
     f.value = value;
@@ -260,17 +274,18 @@ static void train(const fbp_worker *w, void *argument)
         const ptrdiff_t first = b * r->batch_size;
         f.rows = r->n - first < r->batch_size ? r->n - first : r->batch_size;
         assert(0 < f.rows && f.rows <= p->capacity && b < r->batches);
-        const fbp_target target = take_batch(r, &f, w, input_room, first);
+        take_batch(r, &f, w, input_room, first, target);
         if (r->order) fbp_barrier(w);
         forward(&f, w);
-        if (r->outputs) keep_outputs(r, &f, w, first);
-        const double batch_weight = fbp_batch_weight(t, f.rows, target.w);
-        fbp_loss_rows(t, w, r->loss, fbp_loss_factor(r->loss, batch_weight), f.rows, O, f.value[p->output], target, f.gradient[p->output], losses);
+        const double batch_weight = fbp_batch_weight(t, f.rows, target->w);
+        lose(r, &f, w, target, batch_weight, first, losses, chunks);
         if (o->penalty > 0) fbp_penalty_squares(t, w, o, parameters, r->params, squares);
-        if (r->wants_accuracy) fbp_accuracy_rows(t, w, r->threshold, f.rows, O, f.value[p->output], target, hits);
+        if (r->wants_accuracy)
+            fbp_accuracy_rows(t, w, r->threshold, f.rows, p->value[p->output->value].width, f.value[p->output->value], *target, hits);
         fbp_barrier(w);
 
-        const double loss = fbp_chunk_total(losses, f.rows) + (o->penalty > 0 ? fbp_penalty(o, batch_weight, parameters, squares) : 0);
+        double loss = o->penalty > 0 ? fbp_penalty(o, batch_weight, parameters, squares) : 0;
+        for (int k = 0; k < p->outputs; k++) loss += r->objective[k].weight * fbp_chunk_total(losses + k * chunks, f.rows);
         if (w->part == 0) r->last_loss = loss;
         if (!isfinite(loss) && !r->tolerant) {   /* before anything is updated */
             if (w->part == 0) r->batch = b, r->status = FBP_LOSS_NOT_FINITE;

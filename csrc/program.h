@@ -51,16 +51,21 @@ typedef struct {
     ptrdiff_t offset, gradient;    /* in the arena, in elements; -1: not there */
 } fbp_value;
 
+/* A value that leaves the program. act: fused into the operation that made it and closed by no reader, so the loss' gradient passes through it. */
+typedef struct {
+    int value, act;
+    double alpha;
+} fbp_output;
+
 typedef struct {
     const fbp_kernels *table;
     int values, ops;
     const fbp_value *value;
     const fbp_op *op;
-    int input, output;
+    int input, outputs;
+    const fbp_output *output;
     int complete;                  /* 1: the operations read all parameters */
     int statistics;                /* 1: a training pass changes running statistics */
-    int output_act;                /* activation fused into the op that made the output: the loss' gradient passes through it */
-    double output_alpha;
     ptrdiff_t capacity;            /* rows that the arena holds */
     ptrdiff_t arena;               /* elements */
     size_t scratch;                /* bytes per worker */
@@ -152,32 +157,40 @@ int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes);
 /* Bytes of scratch that a worker of this program needs. */
 size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);
 
-/* One phase by a team; the step-by-step path. `backward` starts from dout (B, O) and leaves the input's gradient in the
+/* One phase by a team; the step-by-step path. `backward` starts from a dout (B, O) for every output and leaves the input's gradient in the
  * frame when the program wants it. */
 void fbp_forward(fbp_frame *f, int threads);
-void fbp_backward(fbp_frame *f, const void *dout, int threads);
+void fbp_backward(fbp_frame *f, const void *const *dout, int threads);
 
-/* y (n, O) = the program applied to x (n, I), or to a sparse one, slice by slice of at most `capacity` rows, each by one thread.
- * Memory: fbp_frame_bytes(p, 1) for each of `threads` workers. */
-void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *y, void *memory, int threads);
+/* One y (n, O) for every output = the program applied to x (n, I), or to a sparse one, slice by slice of at most `capacity` rows, each by one
+ * thread. Memory: fbp_frame_bytes(p, 1) for each of `threads` workers. */
+void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *const *y, void *memory, int threads);
 
 enum fbp_status { FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE };
+
+/* What an output is trained for: a term weight * loss of the whole loss. */
+typedef struct {
+    const fbp_loss *loss;
+    double weight;
+    fbp_target target;             /* of all n rows */
+    void *gathered_t;              /* room for one batch */
+    int64_t *gathered_label;
+    void *outputs;                 /* (n, O) to receive the predictions in batch order, or NULL */
+} fbp_objective;
 
 /* Batches [batch, batches) of one epoch over n rows: gather, forward, loss, backward, update; ends a step after `seconds`. */
 typedef struct {
     fbp_frame *frame;
-    const fbp_loss *loss;
+    const fbp_objective *objective;    /* one per output */
     const fbp_optimizer *optimizer;
     void *params, *state1, *state2;    /* state: velocity, or m and v */
     const double *lr;              /* per batch of the epoch */
     ptrdiff_t n, batch_size;
     const void *x;                 /* NULL: the frame has a sparse input */
-    fbp_target target;             /* of all n rows */
+    const void *w;                 /* of all n rows, or NULL */
     const int64_t *order;          /* batch i takes rows order[i*batch_size ...]; NULL: in order */
-    void *gathered_t, *gathered_w;     /* room for one batch */
-    int64_t *gathered_label;
-    void *outputs;                 /* (n, O) in batch order, or NULL */
-    int wants_accuracy;
+    void *gathered_w;              /* room for one batch */
+    int wants_accuracy;            /* of the first output */
     double threshold;              /* of accuracy; NaN: argmax */
     double *partial;               /* fbp_partials(...) doubles */
     double seconds;
@@ -194,8 +207,8 @@ typedef struct {
 
 void fbp_train(fbp_run *run);
 
-/* Doubles of room for partial sums over `rows` rows and `parameters` elements. */
-ptrdiff_t fbp_partials(ptrdiff_t rows, ptrdiff_t parameters, int threads);
+/* Doubles of room for partial sums over `rows` rows of `outputs` outputs and `parameters` elements. */
+ptrdiff_t fbp_partials(ptrdiff_t rows, int outputs, ptrdiff_t parameters, int threads);
 
 /* The step-by-step path's loss and update, by a team: the same arithmetic as in fbp_train. */
 double fbp_loss_value(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target, void *dp,

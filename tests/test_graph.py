@@ -152,7 +152,7 @@ def test_no_gradient_is_overwritten_while_a_late_worker_may_read_it(monkeypatch,
     plans = []
     monkeypatch.setattr(compiler._core, "Program", lambda dtype, values, operations, *rest: plans.append((values, operations)))
     model, _, widths = draw_graph(seed)
-    compiler.compile_graph(model.nodes, model.output, dtype=model.dtype, capacity=8, training=True, places=model._places,
+    compiler.compile_graph(model.nodes, model.outputs, dtype=model.dtype, capacity=8, training=True, places=model._places,
                            parameters=model.flat_parameters.size, input_gradient=seed % 2 == 0)
     (values, operations), = plans
     room = {i: range(gradient, gradient + 8 * width) for i, (width, _, gradient) in enumerate(values)}

@@ -169,14 +169,23 @@ static void binary_backward(int op, int by_b, ptrdiff_t n, const real *a, const 
     }
 }
 
+static ALWAYS_INLINE void line(ptrdiff_t n, real a, real b, const real *x, int add, real *y)
+{
+    ptrdiff_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        const vreal v = v_load(x + i) * a + b;
+        v_store(y + i, add ? v_load(y + i) + v : v);
+    }
+    if (i < n) {
+        const vreal v = v_load_n(x + i, n - i) * a + b;
+        v_store_n(y + i, add ? v_load_n(y + i, n - i) + v : v, n - i);
+    }
+}
+
 static void affine(ptrdiff_t n, double alpha, double beta, const real *x, int add, real *y)
 {
-    const real a = (real)alpha, b = (real)beta;
-    for (ptrdiff_t i = 0; i < n; i += VL) {
-        const ptrdiff_t r = n - i < VL ? n - i : VL;
-        const vreal v = v_part(x + i, r) * a + b;
-        v_put(y + i, add ? v_part(y + i, r) + v : v, r);
-    }
+    if (add) line(n, (real)alpha, (real)beta, x, 1, y);
+    else line(n, (real)alpha, (real)beta, x, 0, y);
 }
 
 static void expand(ptrdiff_t B, ptrdiff_t n, const real *x, int add, real *y)

@@ -76,13 +76,17 @@ cdef extern from "fastbp.h" nogil:
         int stream, stage
     ctypedef struct fbp_value:
         ptrdiff_t width, offset, gradient
+    ctypedef struct fbp_output:
+        int value, act
+        double alpha
     ctypedef struct fbp_program:
         const fbp_kernels *table
         int values, ops
         const fbp_value *value
         const fbp_op *op
-        int input, output, complete, statistics, output_act
-        double output_alpha
+        int input, outputs
+        const fbp_output *output
+        int complete, statistics
         ptrdiff_t capacity, arena
         size_t scratch
         double work_per_row
@@ -120,9 +124,16 @@ cdef extern from "fastbp.h" nogil:
         uint64_t seed, step
         const fbp_csr *csr
         void *scratch
+    ctypedef struct fbp_objective:
+        const fbp_loss *loss
+        double weight
+        fbp_target target
+        void *gathered_t
+        int64_t *gathered_label
+        void *outputs
     ctypedef struct fbp_run:
         fbp_frame *frame
-        const fbp_loss *loss
+        const fbp_objective *objective
         const fbp_optimizer *optimizer
         void *params
         void *state1
@@ -130,12 +141,9 @@ cdef extern from "fastbp.h" nogil:
         const double *lr
         ptrdiff_t n, batch_size
         const void *x
-        fbp_target target
+        const void *w
         const int64_t *order
-        void *gathered_t
         void *gathered_w
-        int64_t *gathered_label
-        void *outputs
         int wants_accuracy
         double threshold
         double *partial
@@ -151,10 +159,10 @@ cdef extern from "fastbp.h" nogil:
     size_t fbp_frame_bytes(const fbp_program *p, int threads)
     fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
     void fbp_forward(fbp_frame *f, int threads)
-    void fbp_backward(fbp_frame *f, const void *dout, int threads)
-    void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *y, void *memory, int threads)
+    void fbp_backward(fbp_frame *f, const void *const *dout, int threads)
+    void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *const *y, void *memory, int threads)
     void fbp_train(fbp_run *run)
-    ptrdiff_t fbp_partials(ptrdiff_t rows, ptrdiff_t parameters, int threads)
+    ptrdiff_t fbp_partials(ptrdiff_t rows, int outputs, ptrdiff_t parameters, int threads)
     double fbp_loss_value(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target, void *dp,
                           double *partial, int threads)
     double fbp_hits(const fbp_kernels *t, double threshold, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target)
@@ -337,7 +345,7 @@ cdef class LossRule:
         cdef void *dp_data = maybe(dp, type, B * O, True)
         cdef fbp_target target = targets(type, B, O, t, label, w)
         cdef const fbp_kernels *table = fbp_kernels_for(type)
-        cdef double *partial = <double *>allocate(fbp_partials(B, 0, 0) * sizeof(double))
+        cdef double *partial = <double *>allocate(fbp_partials(B, 1, 0, 0) * sizeof(double))
         cdef double value
         with nogil:
             threads = fbp_threads_for(20.0 * B * O)
@@ -426,7 +434,7 @@ cdef class UpdateRule:
         cdef void *s2 = maybe(state2, type, self.size, True)
         self.check_state(s1, s2)
         cdef const fbp_kernels *table = fbp_kernels_for(type)
-        cdef double *partial = <double *>allocate(fbp_partials(0, self.size, 0) * sizeof(double))
+        cdef double *partial = <double *>allocate(fbp_partials(0, 1, self.size, 0) * sizeof(double))
         with nogil:
             threads = fbp_threads_for(8.0 * self.size)
             broken = fbp_optimizer_step(table, &self.c, lr, step, self.size, g, p, s1, s2, partial, threads)
@@ -440,6 +448,7 @@ cdef class Program:
     """A compiled graph over a flat parameter array of `parameters` elements. See compiler.py, which makes them, and program.h.
 
     values      (width, offset of the value, offset of its gradient; -1: none)
+    outputs     (value, activation and its parameter that the loss' gradient passes through); where there are several, lists of arrays come and go
     operations  (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha,
                 beta, dalpha, zalpha, stream, room, stage)
     complete    whether the operations read all parameters
@@ -454,10 +463,12 @@ cdef class Program:
     cdef int running           # 1 + fork generation while C runs on the frame
     cdef Spare spare           # memory of the last prediction
     cdef readonly int type
-    cdef readonly ptrdiff_t capacity, parameters, inputs, outputs
+    cdef fbp_output *output
+    cdef readonly ptrdiff_t capacity, parameters, inputs
+    cdef readonly tuple widths     # of the outputs
     cdef readonly dict nodes
 
-    def __cinit__(self, dtype, values, operations, int input, int output, bint complete, int output_act, double output_alpha, ptrdiff_t capacity,
+    def __cinit__(self, dtype, values, operations, int input, outputs, bint complete, ptrdiff_t capacity,
                   ptrdiff_t arena, double work_per_row, ptrdiff_t parameters, dict nodes):
         cdef int i, n = len(values)
         cdef ptrdiff_t width, most, most_bias, kept, X, Y, Z
@@ -499,22 +510,28 @@ cdef class Program:
             self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, room, alpha, beta,
                                 dalpha, zalpha, stream, stage)
             statistics |= kind == FBP_BATCHNORM
-        if not (0 <= input < n and 0 <= output < n):
+        self.output = <fbp_output *>allocate(len(outputs) * sizeof(fbp_output))
+        for i, (v, act, alpha) in enumerate(outputs):
+            if not 0 <= v < n:
+                raise ValueError(f"output {i} is no value")
+            self.output[i] = fbp_output(v, act, alpha)
+        if not (0 <= input < n and outputs):
             raise ValueError("the program has no input or no output")
-        self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, output, complete, statistics, output_act, output_alpha,
+        self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, len(outputs), self.output, complete, statistics,
                              capacity, arena, 0, work_per_row)
         self.c.scratch = fbp_program_scratch(self.c.table, self.c.ops, self.op, self.value, capacity)
         self.inputs = self.value[input].width
-        self.outputs = self.value[output].width
+        self.widths = tuple(self.value[self.output[i].value].width for i in range(len(outputs)))
 
     def __dealloc__(self):
         free(self.value)
         free(self.op)
+        free(self.output)
         free(self.memory)
         free(self.spare.memory)
 
     def predict(self, x, params):
-        """f(x) as a new (B, O) array, or None when x is not a C-contiguous (B, I) array of this program's type."""
+        """f(x) as a new (B, O) array, one per output, or None when x is not a C-contiguous (B, I) array of this program's type."""
         self.require_dense()
         if not cnp.PyArray_Check(x):
             return None
@@ -524,20 +541,36 @@ cdef class Program:
             return None
         cdef ptrdiff_t n = cnp.PyArray_DIM(a, 0)
         cdef const void *p = data(params, self.type, self.parameters) if self.parameters else NULL
-        cdef cnp.ndarray out = empty(self.type, n, self.outputs)
+        cdef void *only
+        cdef void **y = &only
+        out = self.results(n, &y)
         cdef const void *x_data = cnp.PyArray_DATA(a)
-        cdef void *y_data = cnp.PyArray_DATA(out)
         cdef double work = self.c.work_per_row * n
         cdef int threads = fbp_program_threads(&self.c, n, 1)
         cdef size_t bytes = threads * fbp_frame_bytes(&self.c, 1)
         cdef void *memory = take(&self.spare, bytes, &bytes)
         if work < 20000:   # shorter than handing the GIL over and back
-            fbp_predict(&self.c, p, n, x_data, NULL, y_data, memory, threads)
+            fbp_predict(&self.c, p, n, x_data, NULL, y, memory, threads)
         else:
             with nogil:
-                fbp_predict(&self.c, p, n, x_data, NULL, y_data, memory, threads)
+                fbp_predict(&self.c, p, n, x_data, NULL, y, memory, threads)
         give(&self.spare, memory, bytes)
+        if y != &only:
+            free(y)
         return out
+
+    cdef object results(self, ptrdiff_t n, void ***y):
+        """New arrays (n, O) for the outputs, one or a list, and their data: in *y, or where there are several in memory that *y is set to."""
+        cdef int i
+        if self.c.outputs == 1:
+            only = empty(self.type, n, self.value[self.output[0].value].width)
+            y[0][0] = cnp.PyArray_DATA(only)
+            return only
+        several = [empty(self.type, n, width) for width in self.widths]
+        y[0] = <void **>allocate(self.c.outputs * sizeof(void *))
+        for i in range(self.c.outputs):
+            y[0][i] = cnp.PyArray_DATA(<cnp.ndarray>several[i])
+        return several
 
     def predict_csr(self, x, params):
         """f(x) as a new (B, O) array for a sparse input, see `csr`."""
@@ -546,13 +579,16 @@ cdef class Program:
         if not self.sparse:
             raise ValueError("the program's input is not sparse")
         cdef const void *p = data(params, self.type, self.parameters)
-        cdef cnp.ndarray out = empty(self.type, n, self.outputs)
-        cdef void *y_data = cnp.PyArray_DATA(out)
+        cdef void *only
+        cdef void **y = &only
+        out = self.results(n, &y)
         cdef int threads = fbp_program_threads(&self.c, n, 1)
         cdef void *memory = allocate(threads * fbp_frame_bytes(&self.c, 1))
         with nogil:
-            fbp_predict(&self.c, p, n, NULL, &rows, y_data, memory, threads)
+            fbp_predict(&self.c, p, n, NULL, &rows, y, memory, threads)
         free(memory)
+        if y != &only:
+            free(y)
         return out
 
     cdef int require_dense(self) except -1:
@@ -597,7 +633,7 @@ cdef class Program:
         return 0
 
     def forward(self, params, cnp.ndarray x, bint training, uint64_t seed, uint64_t step):
-        """Keeps the values of this batch for `backward`; returns the output (B, O)."""
+        """Keeps the values of this batch for `backward`; returns the output (B, O), or a list."""
         self.require_dense()
         cdef ptrdiff_t B = cnp.PyArray_DIM(x, 0)
         cdef const void *x_data = data(x, self.type, B * self.inputs)
@@ -611,51 +647,55 @@ cdef class Program:
             memcpy(self.frame.value[self.c.input], x_data, B * self.inputs * self.c.table.size)
             with nogil:
                 fbp_forward(&self.frame, threads)
-            out = empty(self.type, B, self.outputs)
-            memcpy(cnp.PyArray_DATA(out), self.frame.value[self.c.output], B * self.outputs * self.c.table.size)
+            out = [self.copy(self.frame.value, self.output[i].value) for i in range(self.c.outputs)]
         finally:
             self.running = 0
-        return out
+        return out if len(out) > 1 else out[0]
 
-    def backward(self, params, grads, cnp.ndarray dout):
-        """Fills grads from dL/doutput (B, O) of the last forward batch; returns dL/dinput (B, I), or None for a program without it."""
+    cdef cnp.ndarray copy(self, void **frame, int v):
+        """A value, or a gradient, of the frame's batch."""
+        array = empty(self.type, self.frame.rows, self.value[v].width)
+        memcpy(cnp.PyArray_DATA(array), frame[v], self.frame.rows * self.value[v].width * self.c.table.size)
+        return array
+
+    def backward(self, params, grads, dout):
+        """Fills grads from dL/doutput (B, O), or a list, of the last forward batch; returns dL/dinput (B, I), or None for a program without it."""
         cdef ptrdiff_t B = self.frame.rows
-        cdef const void *d = data(dout, self.type, B * self.outputs)
+        cdef int i
+        given = dout if isinstance(dout, list) else [dout]
+        if len(given) != self.c.outputs:
+            raise ValueError(f"dout must hold {self.c.outputs} arrays, got {len(given)}")
+        cdef const void **d = <const void **>allocate(self.c.outputs * sizeof(void *))
         cdef int threads = fbp_program_threads(&self.c, B, 2)
-        self.enter(threads)
         try:
-            self.frame.params = data(params, self.type, self.parameters) if self.parameters else NULL
-            self.frame.grads = data(grads, self.type, self.parameters, True) if self.parameters else NULL
-            with nogil:
-                fbp_backward(&self.frame, d, threads)
-            if self.frame.gradient[self.c.input] == NULL:
-                return None
-            dx = empty(self.type, B, self.inputs)
-            memcpy(cnp.PyArray_DATA(dx), self.frame.gradient[self.c.input], B * self.inputs * self.c.table.size)
+            for i in range(self.c.outputs):
+                d[i] = data(given[i], self.type, B * self.value[self.output[i].value].width)
+            self.enter(threads)
+            try:
+                self.frame.params = data(params, self.type, self.parameters) if self.parameters else NULL
+                self.frame.grads = data(grads, self.type, self.parameters, True) if self.parameters else NULL
+                with nogil:
+                    fbp_backward(&self.frame, d, threads)
+                return None if self.frame.gradient[self.c.input] == NULL else self.copy(self.frame.gradient, self.c.input)
+            finally:
+                self.running = 0
         finally:
-            self.running = 0
-        return dx
-
+            free(d)
 
     def read(self, int node):
         """Copies of a node's value and of the gradient by it, (B, width), as the last forward and backward left them."""
         cdef int v = self.nodes[node]
         if self.memory == NULL or self.frame.value[v] == NULL or self.frame.gradient[v] == NULL:
             raise ValueError(f"node {node} is not kept")
-        result = []
-        for pointers in range(2):
-            array = empty(self.type, self.frame.rows, self.value[v].width)
-            memcpy(cnp.PyArray_DATA(array), (self.frame.gradient if pointers else self.frame.value)[v],
-                   self.frame.rows * self.value[v].width * self.c.table.size)
-            result.append(array)
-        return tuple(result)
+        return self.copy(self.frame.value, v), self.copy(self.frame.gradient, v)
 
 
 cdef class Run:
     """Training of one program on one data set. `start` begins an epoch, `advance` runs whole steps for a while.
 
-    x (n, I), or for a sparse input as `csr` has it; t (n, O) or label (n); w (n) or None; state1, state2: the optimizer's arrays or None; outputs: (n, O) to receive the
-    predictions in batch order, or None; threshold: None for no accuracy, else see `hits`; tolerant: goes on when a number is not finite.
+    x (n, I), or for a sparse input as `csr` has it; w (n) or None; state1, state2: the optimizer's arrays or None; threshold: None for no accuracy of the first
+    output, else see `hits`; tolerant: goes on when a number is not finite. objectives: for each output (loss, its weight, t (n, O) or None,
+    label (n) or None, outputs (n, O) to receive the predictions in batch order or None).
     """
     cdef fbp_run c
     cdef fbp_csr rows
@@ -663,17 +703,26 @@ cdef class Run:
     cdef object held               # every array whose memory C uses
     cdef object epoch              # the order and learning rates of the running epoch
     cdef readonly int team         # threads that a step deserves
+    cdef fbp_objective *objective
 
-    def __cinit__(self, Program program, LossRule loss, UpdateRule update, params, grads, state1, state2, x, t, label, w,
-                  ptrdiff_t batch_size, outputs, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps, bint tolerant=False):
+    def __cinit__(self, Program program, objectives, UpdateRule update, params, grads, state1, state2, x, w,
+                  ptrdiff_t batch_size, threshold, uint64_t seed, uint64_t dropout_step, int64_t steps, bint tolerant=False):
         cdef int type = program.type
-        cdef ptrdiff_t n = x.shape[0], batch = min(batch_size, program.capacity)
-        if batch != batch_size or n < 1 or update.size != program.parameters:
+        cdef ptrdiff_t n = x.shape[0], batch = min(batch_size, program.capacity), O
+        cdef int i, count = program.c.outputs
+        cdef LossRule loss
+        if len(objectives) != count or batch != batch_size or n < 1 or update.size != program.parameters:
             raise ValueError("the run does not fit the program")
         self.program = program
-        gathered = empty(type, batch, program.outputs), empty(type, batch, 1), cnp.PyArray_EMPTY(1, [batch], cnp.NPY_INT64, 0)
-        self.held = (program, loss, update, params, grads, state1, state2, x, t, label, w, outputs, gathered)
-        self.c.loss, self.c.optimizer = &loss.c, &update.c
+        gathered = [empty(type, batch, 1)]
+        self.held = (program, objectives, update, params, grads, state1, state2, x, w, gathered)
+        self.objective = <fbp_objective *>allocate(count * sizeof(fbp_objective))
+        for i, (loss, weight, t, label, outputs) in enumerate(objectives):
+            O = program.widths[i]
+            gathered += [empty(type, batch, O), cnp.PyArray_EMPTY(1, [batch], cnp.NPY_INT64, 0)]
+            self.objective[i] = fbp_objective(&loss.c, weight, targets(type, n, O, t, label, w), cnp.PyArray_DATA(<cnp.ndarray>gathered[-2]),
+                                              <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>gathered[-1]), maybe(outputs, type, n * O, True))
+        self.c.objective, self.c.optimizer = self.objective, &update.c
         self.c.params = data(params, type, program.parameters, True) if program.parameters else NULL
         self.c.state1, self.c.state2 = maybe(state1, type, update.size, True), maybe(state2, type, update.size, True)
         update.check_state(self.c.state1, self.c.state2)
@@ -682,15 +731,12 @@ cdef class Run:
             self.rows, self.c.x = csr(x, type, program.inputs), NULL
         else:
             self.c.x = data(x, type, n * program.inputs)
-        self.c.target = targets(type, n, program.outputs, t, label, w)
-        self.c.gathered_t, self.c.gathered_w = data(gathered[0], type, 0, True), data(gathered[1], type, 0, True)
-        self.c.gathered_label = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>gathered[2])
-        self.c.outputs = maybe(outputs, type, n * program.outputs, True)
+        self.c.w, self.c.gathered_w = maybe(w, type, n), cnp.PyArray_DATA(<cnp.ndarray>gathered[0])
         self.c.wants_accuracy = threshold is not None
         self.c.threshold = 0 if threshold is None else threshold
         self.c.steps, self.c.tolerant = steps, tolerant
         self.team = fbp_program_threads(&program.c, min(batch, n), 3)
-        self.c.partial = <double *>allocate(fbp_partials(batch, program.parameters, self.team) * sizeof(double))
+        self.c.partial = <double *>allocate(fbp_partials(batch, count, program.parameters, self.team) * sizeof(double))
         self.c.frame = &program.frame
         program.enter(self.team)
         program.running = 0
@@ -701,6 +747,7 @@ cdef class Run:
 
     def __dealloc__(self):
         free(self.c.partial)
+        free(self.objective)
 
     def start(self, order, lr, ptrdiff_t batch=0):
         """An epoch over the rows in this order (int64, or None: as they are), at batch i with learning rate lr[i]."""

@@ -61,17 +61,19 @@ CLOSERS = {"dense", "activation", "softmax", "dropout", "binary", "affine", "lay
 POINTWISE = {"activation", "dropout", "binary", "affine"}   # element i of the result needs element i of the operands, and nothing else
 
 
-def lower(nodes: Sequence[Node], output: int, *, training: bool, keep: bool = False) -> tuple[list[_Op], dict[int, int], list[int]]:
-    """Operations that compute node `output`, the value that holds each node they need, and the widths of all values.
+def lower(nodes: Sequence[Node], outputs: Sequence[int], *, training: bool, keep: bool = False) -> tuple[list[_Op], list[int], dict[int, int], list[int]]:
+    """Operations that compute the nodes `outputs`, the values that leave them, the value that holds each node they need, and the widths of all values.
 
     Fusion: an activation moves into the dense operation whose result only it reads, unless training needs that result for the
     derivative, or every node is to `keep` its value. Identity, and Dropout outside training, vanish: their readers read what they read.
     """
-    needed = {output}
-    for y in range(output, -1, -1):
+    needed = set(outputs)
+    for y in range(max(outputs), -1, -1):
         if y in needed:
             needed.update(nodes[y].reads)
     readers = [0] * len(nodes)
+    for output in outputs:
+        readers[output] += len(outputs) > 1   # somebody else sees it
     for y in needed:
         for read in nodes[y].reads:
             readers[read] += 1
@@ -126,7 +128,15 @@ def lower(nodes: Sequence[Node], output: int, *, training: bool, keep: bool = Fa
             operation = _Op(layer.operation, reads[0], y, alpha=layer.alpha, beta=getattr(layer, "beta", 0.0), at=getattr(layer, "at", 0), stream=y)
         made_by[y] = len(operations)
         operations.append(operation)
-    return operations, same, widths
+    leaving: list[int] = []
+    for output in outputs:
+        value = same[output]
+        if len(outputs) > 1 and (value in leaving or nodes[value].layer is None):   # an output has memory of its own
+            operations.append(_Op("affine", value, len(widths), alpha=1.0))
+            value = len(widths)
+            widths.append(nodes[output].width)
+        leaving.append(value)
+    return operations, leaving, same, widths
 
 
 def _plan(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> tuple[dict[int, int], int]:
@@ -144,16 +154,15 @@ def _plan(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> tup
     return offsets, max((end for _, end, _, _ in placed), default=0)
 
 
-def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capacity: int, training: bool,
+def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dtype, capacity: int, training: bool,
                   places: Mapping[Any, Mapping[str, int]], parameters: int, input_gradient: bool = False, keep: bool = False) -> _core.Program:
-    """The program that computes node `output` of `nodes` from its input, for at most `capacity` rows at once.
+    """The program that computes the nodes `outputs` from the input, for at most `capacity` rows at once.
 
     places: layer -> name of a parameter -> its offset in the flat parameters, which have `parameters` elements.
     input_gradient: backward also computes dL/dinput. keep: it computes the gradient by every node, and nothing is overwritten: Program.read
     gives them.
     """
-    operations, same, width = lower(nodes, output, training=training, keep=keep)
-    out = same[output]
+    operations, leaving, same, width = lower(nodes, outputs, training=training, keep=keep)
     input = next(i for i, node in enumerate(nodes) if node.layer is None)
     unit = 64 // np.dtype(dtype).itemsize
     count = len(operations)
@@ -178,7 +187,7 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
 
     # The gradient that a contribution meets: the first in backward order stores, the others add; the loss comes before all. Columns of
     # the input that are picked meet nobody's.
-    met = {out}
+    met = set(leaving)
     contributions: list[dict[str, int]] = [{} for _ in operations]
     for i in reversed(range(count)):
         op = operations[i]
@@ -214,11 +223,11 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
         lives: dict[Any, tuple[int, int]] = {key: (-1, end) for key in [*values, *rooms] if key not in elsewhere}
         gradient_lives = {}
         for v in values:
-            if v == out or wanted[v]:
-                birth = count if v == out else 2 * count - stage[last_reader[v]]
+            if v in leaving or wanted[v]:
+                birth = count if v in leaving else 2 * count - stage[last_reader[v]]
                 gradient_lives[v] = birth, end if keep or v == input or v not in maker else settled(maker[v])
     else:
-        lives = {v: (stage[maker[v]], stage[last_reader[v]]) for v in values if v not in (input, out)} | {key: (stage[key[1]], stage[key[1]]) for key in rooms}
+        lives = {v: (stage[maker[v]], stage[last_reader[v]]) for v in values if v != input and v not in leaving} | {key: (stage[key[1]], stage[key[1]]) for key in rooms}
         gradient_lives = {}
     offsets, arena = _plan(size | {~v: size[v] for v in gradient_lives}, lives | {~v: life for v, life in gradient_lives.items()})
 
@@ -253,10 +262,13 @@ def compile_graph(nodes: Sequence[Node], output: int, *, dtype: np.dtype, capaci
                       dw, db, last_w, last_b, closes, getattr(op.layer, "transposed", False),
                       weight, bias, places[op.layer]["num_batches_tracked"] if op.kind == "batchnorm" else op.at, op.alpha, op.beta,
                       closing.alpha if closing else 0.0, closing_z.alpha if closing_z else 0.0, op.stream, offsets.get(("room", i), -1), stage[i]))
-    ends = fused.get(out) if out not in first_reader else None
+    ends = []
+    for v in leaving:
+        closing = fused.get(v) if v not in first_reader else None
+        ends.append((number[v], _core.ACTIVATIONS[closing.function] if closing else IDENTITY, closing.alpha if closing else 0.0))
     complete = {op.layer for op in operations if op.layer is not None} == set(places)
     work = sum({"dense": width[op.x], "sparse": ENTRIES}.get(op.kind, 8) * width[op.y] for op in operations)
     return _core.Program(
-        dtype, [(width[v], offsets.get(v, -1), offsets.get(~v, -1)) for v in sorted(values)], table, number[input], number[out],
-        complete, _core.ACTIVATIONS[ends.function] if ends else IDENTITY, ends.alpha if ends else 0.0, capacity, arena, float(work), parameters,
+        dtype, [(width[v], offsets.get(v, -1), offsets.get(~v, -1)) for v in sorted(values)], table, number[input], ends,
+        complete, capacity, arena, float(work), parameters,
         {node: number[value] for node, value in same.items() if value in number})

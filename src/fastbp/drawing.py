@@ -53,7 +53,7 @@ def draw(model: Any, path: str | os.PathLike[str], trace: Trace | None) -> None:
                 x, y0 = x1, centre - half
             del vertices[-1], codes[-1]
             axes.add_patch(FancyArrowPatch(path=Path(vertices, codes), arrowstyle="-|>", mutation_scale=9, color="#64748b", linewidth=1, zorder=1))
-        outputs = set(model.output_places)
+        outputs = set(model.outputs)
         for entry, text, (width, height), (x, middle) in zip(nodes, texts, sizes, at, strict=False):
             kind = "input" if entry.title == "Input" else "parameters" if entry.name else "other"
             ends = entry.place in outputs

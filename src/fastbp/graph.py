@@ -18,7 +18,7 @@ import numpy as np
 from . import _core, arrays, compiler
 from .compiler import Node
 from .runtime import InUse
-from .symbols import KINDS, Concat, Input, Layer, Pick, Symbol, Transposed
+from .symbols import KINDS, Input, Layer, Pick, Symbol, Transposed
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,17 +62,13 @@ class Model:
             place[symbol] = len(nodes)
             nodes.append(Node(symbol.layer, tuple(place[read] for read in symbol.reads), symbol.width))
         self._place, self._input_widths = place, input_widths
-        output = place[wanted[0]]
-        if len(wanted) > 1:
-            output = len(nodes)
-            nodes.append(Node(Concat(), tuple(place[symbol] for symbol in wanted), sum(self._output_widths)))
-        self._set_up(nodes, output, _name_layers(self._layers()), dtype, seed)
+        self._set_up(nodes, [place[symbol] for symbol in wanted], _name_layers(self._layers()), dtype, seed)
         for source in dict.fromkeys(symbol.source for symbol in self._symbols if symbol.source is not None):
             self._copy_parameters(source)
 
-    def _set_up(self, nodes: list[Node], output: int, names: Mapping[Layer, str], dtype: Any, seed: Any) -> None:
+    def _set_up(self, nodes: list[Node], outputs: Sequence[int], names: Mapping[Layer, str], dtype: Any, seed: Any) -> None:
         self.nodes = tuple(nodes)
-        self.output = output
+        self.outputs = tuple(outputs)   # which of `nodes` are
         self._categories = _categories(nodes)
         self._names = dict(names)
         self._dtype = arrays.dtype_of(dtype)
@@ -161,11 +157,6 @@ class Model:
         """Which of `nodes` people see: those of `symbols`, or all of a chain."""
         return [self._place[symbol] for symbol in self._symbols] or list(range(len(self.nodes)))
 
-    @property
-    def output_places(self) -> list[int]:
-        """Which of `nodes` are outputs."""
-        return [self._place[symbol] for symbol in self._outputs] or [self.output]
-
     def layer_name(self, layer: Layer | None) -> str:
         """What a layer's parameters are called; "" for one that has none."""
         return self._names.get(layer, "") if layer is not None else ""
@@ -218,10 +209,6 @@ class Model:
     def output_widths(self) -> list[int] | None:
         """Features of each output of a model that was made with a list of outputs, else None."""
         return self._output_widths if self._lists[1] else None
-
-    def output_width(self, inputs: int) -> int:
-        """Features of the output for this many of the input."""
-        return self.nodes[self.output].width or inputs
 
     @property
     def flat_parameters(self) -> np.ndarray:
@@ -321,16 +308,16 @@ class Model:
                 made.append(next(picks))
             else:
                 made.append(Symbol(node_.layer, tuple(made[read] for read in node_.reads), node_.width, source=self))
-        if not self._lists[1]:
-            return made[self.output]
-        return [made[read] for read in self.nodes[self.output].reads] if len(self._output_widths) > 1 else [made[self.output]]
+        results = [made[output] for output in self.outputs]
+        return results if self._lists[1] else results[0]
 
     # ---- running -------------------------------------------------------------------------------------------------------------------------
 
-    def compile(self, *, capacity: int, training: bool, inputs: int, output: int | None = None, input_gradient: bool = False, keep: bool = False
+    def compile(self, *, capacity: int, training: bool, inputs: int, outputs: Sequence[int] | None = None, input_gradient: bool = False, keep: bool = False
                 ) -> _core.Program:
         """A program for batches of up to `capacity` rows of `inputs` features; the one made before where it is the same."""
-        key = capacity, training, inputs, output, input_gradient, keep
+        outputs = self.outputs if outputs is None else tuple(outputs)
+        key = capacity, training, inputs, outputs, input_gradient, keep
         if key not in self._programs:
             nodes = self.nodes
             if self.inputs is None:
@@ -338,7 +325,7 @@ class Model:
             if len(self._programs) >= PROGRAMS_KEPT:
                 self._programs.clear()
             self._programs[key] = compiler.compile_graph(
-                nodes, self.output if output is None else output, dtype=self._dtype, capacity=capacity, training=training,
+                nodes, outputs, dtype=self._dtype, capacity=capacity, training=training,
                 places=self._places, parameters=self._flat_parameters.size, input_gradient=input_gradient, keep=keep)
         return self._programs[key]
 
@@ -354,11 +341,10 @@ class Model:
             out = self._predictor.predict(x, self._flat_parameters)
             if out is not None:
                 return out
-        out = self.predict_matrix(self.matrix("x", x))
-        return _apart(out, self._output_widths) if self._lists[1] else out
+        return self._as_given(self.predict_matrix(self.matrix("x", x)))
 
-    def predict_matrix(self, x: np.ndarray) -> np.ndarray:
-        """`predict` for an x that `matrix` has made: all outputs as columns of one array."""
+    def predict_matrix(self, x: np.ndarray) -> Any:
+        """`predict` for an x that `matrix` has made; a list for several outputs."""
         predictor = self._predictor
         if predictor is None or predictor.inputs != x.shape[1]:
             predictor = self.compile(capacity=compiler.predict_rows(self.nodes), training=False, inputs=x.shape[1])
@@ -367,13 +353,17 @@ class Model:
         return predictor.predict(x, self._flat_parameters)
 
     def _predict_nodes(self, x: Any, outputs: Symbol | Sequence[Symbol]) -> Any:
-        x, results = self.matrix("x", x), []
-        for symbol in _symbols("outputs", outputs):
+        x, wanted = self.matrix("x", x), _symbols("outputs", outputs)
+        for symbol in wanted:
             if symbol not in self._place:
                 raise ValueError(f"outputs: {symbol!r} is not a node of this model")
-            program = self.compile(capacity=compiler.predict_rows(self.nodes), training=False, inputs=x.shape[1], output=self._place[symbol])
-            results.append(program.predict(x, self._flat_parameters))
-        return results[0] if isinstance(outputs, Symbol) else results
+        program = self.compile(capacity=compiler.predict_rows(self.nodes), training=False, inputs=x.shape[1], outputs=[self._place[symbol] for symbol in wanted])
+        results = program.predict(x, self._flat_parameters)
+        return [results] if len(wanted) == 1 and not isinstance(outputs, Symbol) else results
+
+    def _as_given(self, results: Any) -> Any:
+        """What a program returns, in a list if the outputs were."""
+        return [results] if self._lists[1] and len(self.outputs) == 1 else results
 
     def forward(self, x: Any, training: bool = True) -> Any:
         """f(x) as a fresh array, keeping what `backward` needs. `training` switches dropout on."""
@@ -386,9 +376,9 @@ class Model:
             program = self._stepper = self.compile(capacity=max(len(x), 1), training=True, inputs=x.shape[1], input_gradient=True)
         out = program.forward(self._flat_parameters, x, training, self.seed, self.steps)
         self._pending = program
-        self._pending_shape = out.shape
+        self._pending_rows = len(x)
         self.steps += training
-        return _apart(out, self._output_widths) if self._lists[1] else out
+        return self._as_given(out)
 
     def backward(self, dout: Any) -> Any:
         """Fills `gradients` from dL/df (B, out) of the last `forward` (equations BP1 to BP4); returns dL/dx (B, in), fresh.
@@ -397,13 +387,13 @@ class Model:
         """
         if self._pending is None:
             raise RuntimeError("backward needs a forward before it (and no step in between)")
-        rows, columns = self._pending_shape
-        if self._lists[1]:
-            if not isinstance(dout, list | tuple) or len(dout) != len(self._output_widths):
-                raise ValueError(f"dout must be a list of {len(self._output_widths)} matrices, got {arrays.describe(dout)}")
-            dout = np.hstack([arrays.matrix(f"dout[{i}]", part, self._dtype, columns=width, rows=rows)
-                              for i, (part, width) in enumerate(zip(dout, self._output_widths, strict=True))])
-        dout = arrays.matrix("dout", dout, self._dtype, columns=columns, rows=rows)
+        rows, widths = self._pending_rows, self._pending.widths
+        if not self._lists[1]:
+            dout = arrays.matrix("dout", dout, self._dtype, columns=widths[0], rows=rows)
+        elif not isinstance(dout, list | tuple) or len(dout) != len(widths):
+            raise ValueError(f"dout must be a list of {len(widths)} matrices, got {arrays.describe(dout)}")
+        else:
+            dout = [arrays.matrix(f"dout[{i}]", part, self._dtype, columns=width, rows=rows) for i, (part, width) in enumerate(zip(dout, widths, strict=True))]
         dx = self._pending.backward(self._flat_parameters, self._flat_gradients, dout)
         return _apart(dx, self._input_widths) if self._lists[0] else dx
 
@@ -415,12 +405,14 @@ class Model:
         self._pending = None
         program.forward(self._flat_parameters, x, False, self.seed, self.steps)
         gradients = arrays.aligned_zeros(self._flat_parameters.size, self._dtype)
-        result = np.empty((len(x), program.outputs, x.shape[1]), self._dtype)
-        for o in range(program.outputs):
-            dout = np.zeros((len(x), program.outputs), self._dtype)
-            dout[:, o] = 1
-            result[:, o] = program.backward(self._flat_parameters, gradients, dout)
-        return result
+        douts = [np.zeros((len(x), width), self._dtype) for width in program.widths]
+        rows = []
+        for dout in douts:
+            for column in dout.T:
+                column[:] = 1
+                rows.append(program.backward(self._flat_parameters, gradients, douts if len(douts) > 1 else dout))
+                column[:] = 0
+        return np.stack(rows, axis=1)
 
     def fit(self, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: int = 1, batch_size: int = 32, shuffle: bool = True, seed: Any = None,
             sample_weight: Any = None, validation_data: Any = None, metrics: Iterable[str | Callable[..., float]] = (), callbacks: Iterable[Any] = (),
@@ -646,7 +638,7 @@ class Sequential(Model):
             raise ValueError(f"name: two layers are called the same, got {', '.join(names.values())}")
         self._lists, self._input_widths, self._output_widths = (False, False), [nodes[0].width], [nodes[-1].width]
         self._symbols, self._outputs, self._place = [], [], {}   # nobody has seen any
-        self._set_up(nodes, len(nodes) - 1, names, dtype, seed)
+        self._set_up(nodes, [len(nodes) - 1], names, dtype, seed)
 
     def config(self) -> dict[str, Any]:
         """Architecture and state beside the parameters, as plain data: what a model file holds."""

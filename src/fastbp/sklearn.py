@@ -155,6 +155,11 @@ class _Rows:
     def __len__(self) -> int:
         return self.x.shape[0]
 
+    @property
+    def targets(self) -> list[training.Target]:
+        """As training.Data has them."""
+        return [training.Target(None, self.t, self.label)]
+
 
 class _Updates:
     """scikit-learn's optimizer as the engine runs it: the rule is here, the state lies in flat arrays of which the optimizer's lists are views."""
@@ -222,7 +227,7 @@ class _Evaluation:
 
     def __init__(self, network: _Network, loss: Loss, penalty: float, rows: _Rows):
         self._network = network
-        self._run = training._NativeRun(network.model, loss, _Gradient(network, penalty), rows, len(rows), 0.0, {}, tolerant=True)
+        self._run = training._NativeRun(network.model, [training.Objective(loss)], _Gradient(network, penalty), rows, len(rows), 0.0, {}, tolerant=True)
         gradients = network.model.workspace.array("gradients", network.model.flat_parameters)   # the one that the run fills
         self._gradients = [part for parts in network.parts(gradients) for part in parts]
 
@@ -406,7 +411,7 @@ class _Perceptron:
         model = network.model
         if self.dropout:
             model.seed, model.steps = int(self._random_state.randint(2**31)), 0
-        run = training._NativeRun(model, loss, updates, self._rows(network, X, y, sample_weight), batch_size, clip_norm, {}, tolerant=True)
+        run = training._NativeRun(model, [training.Objective(loss)], updates, self._rows(network, X, y, sample_weight), batch_size, clip_norm, {}, tolerant=True)
         held_out = None if validation is None else self._held_out(network, loss, validation)
         self.validation_loss_curve_ = None if held_out is None else []
         watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)

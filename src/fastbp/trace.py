@@ -110,13 +110,13 @@ def numbers(array: np.ndarray) -> str:
 
 def trace(model: Any, x: Any, y: Any, loss: Any, *, train: bool, loss_weights: Any) -> Trace:
     """See Model.trace."""
-    loss = training.single_loss(model, loss, loss_weights)
+    terms = training.objectives(model, loss, loss_weights)
     train = arrays.flag("training", train)
-    data = training.Data(model, loss, x, y, None)
+    data = training.Data(model, terms, x, y, None)
     program = model.compile(capacity=len(data), training=True, inputs=data.x.shape[1], keep=True)
     parameters, gradients = model.flat_parameters.copy(), arrays.aligned_zeros(model.flat_parameters.size, model.dtype)   # statistics stay as they are
     prediction = program.forward(parameters, data.x, train, model.seed, model.steps)
-    value, dout = loss.value_and_grad(prediction, data.y)
-    program.backward(parameters, gradients, arrays.matrix("loss.value_and_grad's gradient", dout, model.dtype, columns=prediction.shape[1], rows=len(data)))
+    value, dout = training.value_and_grad(terms, prediction, [target.y for target in data.targets], None)
+    program.backward(parameters, gradients, dout)
     rows = [Row(entry.number, entry.name, entry.title, entry.reads, *program.read(entry.place)) for entry in entries(model)]
     return Trace(float(value), rows, model.views(gradients), {symbol: i for i, symbol in enumerate(model.symbols)})

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,11 @@ def _sequence(name: str, value: Iterable[Any]) -> list[Any]:
 Metric = str | Callable[[np.ndarray, np.ndarray], float]
 
 
-def _metrics(metrics: Iterable[Metric], loss: Any) -> dict[str, Metric]:
+def _metrics(metrics: Iterable[Metric], terms: Sequence[Objective]) -> dict[str, Metric]:
     """name -> metric, checked against what the loss can say."""
-    if isinstance(loss, _Losses) and metrics:
+    if len(terms) > 1 and metrics:
         raise ValueError(f"metrics are for models of one output, got {metrics!r}")
+    loss = terms[0].loss
     if isinstance(metrics, str):
         raise TypeError(f"metrics must be a sequence such as ('accuracy',), got the string {metrics!r}")
     metrics = _sequence("metrics", metrics)
@@ -131,12 +133,52 @@ def _scores(metrics: dict[str, Metric], loss: Any, y: np.ndarray, t: np.ndarray 
 
 # ---- losses as fit sees them -------------------------------------------------------------------------------------------------------------
 
-def _check_loss(model: Any, loss: Any) -> None:
-    if isinstance(loss, type) or not callable(getattr(loss, "value_and_grad", None)):
-        raise TypeError(f"loss must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(loss)}")
-    if isinstance(loss, CrossEntropyLoss) and getattr(_last(model)[0], "operation", None) == "softmax":
-        raise ValueError("loss: CrossEntropyLoss expects logits, but the model ends in Softmax; take that layer away (fb.kernels.softmax turns "
-                         "predictions into probabilities)")
+@dataclass(frozen=True)
+class Objective:
+    """What one output is trained for: the term weight · loss of the whole loss."""
+
+    loss: Any
+    weight: float = 1.0
+
+
+def objectives(model: Any, loss: Any, weights: Any) -> list[Objective]:
+    """One per output, checked."""
+    widths = model.output_widths
+    if widths is None:
+        if weights is not None:
+            raise ValueError(f"loss_weights are for models with a list of outputs, got {weights!r}")
+        found = [Objective(loss)]
+    else:
+        losses = _sequence("loss", loss)
+        if len(losses) != len(widths):
+            raise ValueError(f"loss must hold one loss per output, {len(widths)}, got {len(losses)}")
+        factors = [1.0] * len(widths) if weights is None else [arrays.number("loss_weights", w, low=0) for w in _sequence("loss_weights", weights)]
+        if len(factors) != len(widths):
+            raise ValueError(f"loss_weights must hold one number per output, {len(widths)}, got {len(factors)}")
+        found = [Objective(*pair) for pair in zip(losses, factors, strict=True)]
+    for i, objective in enumerate(found):
+        name = "loss" if widths is None else f"loss[{i}]"
+        if isinstance(objective.loss, type) or not callable(getattr(objective.loss, "value_and_grad", None)):
+            raise TypeError(f"{name} must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(objective.loss)}")
+        if isinstance(objective.loss, CrossEntropyLoss) and getattr(_last(model, i)[0], "operation", None) == "softmax":
+            raise ValueError(f"{name}: CrossEntropyLoss expects logits, but the model ends in Softmax; take that layer away (fb.kernels.softmax turns "
+                             "predictions into probabilities)")
+    return found
+
+
+def _listed(results: Any) -> list[np.ndarray]:
+    """What a program returns, one array or several, as a list."""
+    return results if isinstance(results, list) else [results]
+
+
+def value_and_grad(terms: Sequence[Objective], predictions: Any, targets: Sequence[Any], sample_weight: np.ndarray | None) -> tuple[float, Any]:
+    """The whole loss and its gradient by what a program returned, one array or a list."""
+    total, gradients = 0.0, []
+    for term, prediction, target in zip(terms, _listed(predictions), targets, strict=True):
+        value, gradient = _custom(term.loss, prediction, target, *(() if sample_weight is None else (sample_weight,)))
+        total += term.weight * value
+        gradients.append(arrays.convert(term.weight * gradient if term.weight != 1 else gradient, prediction.dtype))
+    return total, gradients if len(gradients) > 1 else gradients[0]
 
 
 def _custom(loss: Any, prediction: np.ndarray, *rest: np.ndarray) -> tuple[float, np.ndarray]:
@@ -153,73 +195,9 @@ def _custom(loss: Any, prediction: np.ndarray, *rest: np.ndarray) -> tuple[float
     return float(value), gradient
 
 
-class _Targets:
-    """Targets of several outputs; rows are taken from all of them."""
-
-    ndim = 2
-
-    def __init__(self, arrays_: Sequence[np.ndarray]):
-        self.arrays = arrays_
-
-    def __len__(self) -> int:
-        return len(self.arrays[0])
-
-    def __getitem__(self, rows: Any) -> _Targets:
-        return _Targets([array[rows] for array in self.arrays])
-
-
-class _Losses:
-    """One loss per output of a model, weighted and added, as a custom loss on the outputs side by side."""
-
-    def __init__(self, model: Any, loss: Any, weights: Any):
-        self.widths = model.output_widths
-        self.losses = _sequence("loss", loss)
-        if len(self.losses) != len(self.widths):
-            raise ValueError(f"loss must hold one loss per output, {len(self.widths)}, got {len(self.losses)}")
-        for i, item in enumerate(self.losses):
-            if isinstance(item, type) or not callable(getattr(item, "value_and_grad", None)):
-                raise TypeError(f"loss[{i}] must be a loss such as fb.MSELoss() or an object with value_and_grad, got {arrays.describe(item)}")
-        self.weights = [1.0] * len(self.widths) if weights is None else [arrays.number("loss_weights", w, low=0) for w in _sequence("loss_weights", weights)]
-        if len(self.weights) != len(self.widths):
-            raise ValueError(f"loss_weights must hold one number per output, {len(self.widths)}, got {len(self.weights)}")
-
-    def targets(self, name: str, y: Any, rows: int, dtype: np.dtype) -> _Targets:
-        if not isinstance(y, list | tuple) or len(y) != len(self.widths):
-            raise ValueError(f"{name} must be a list of {len(self.widths)} targets, got {arrays.describe(y)}")
-        parts = []
-        for i, (loss, part, width) in enumerate(zip(self.losses, y, self.widths, strict=True)):
-            array = arrays.real(f"{name}[{i}]", part) if isinstance(loss, Loss) else np.asarray(part)
-            if array.ndim == 0 or len(array) != rows:
-                raise ValueError(f"{name}[{i}] must have as many rows as x, {rows}, got {arrays.describe(array)}")
-            if isinstance(loss, Loss):
-                values, _ = loss.target(f"{name}[{i}]", array, rows, width, dtype)
-                arrays.require_finite(f"{name}[{i}]", values)
-            parts.append(array)
-        return _Targets(parts)
-
-    def value_and_grad(self, prediction: np.ndarray, target: _Targets, *sample_weight: np.ndarray) -> tuple[float, np.ndarray]:
-        total, gradients, at = 0.0, [], 0
-        for loss, weight, width, t in zip(self.losses, self.weights, self.widths, target.arrays, strict=True):
-            value, gradient = _custom(loss, np.ascontiguousarray(prediction[:, at : at + width]), t, *sample_weight)
-            total += weight * value
-            gradients.append(weight * gradient)
-            at += width
-        return total, np.hstack(gradients)
-
-
-def single_loss(model: Any, loss: Any, weights: Any) -> Any:
-    """The loss as one object, checked."""
-    if model.output_widths is not None:
-        return _Losses(model, loss, weights)
-    if weights is not None:
-        raise ValueError(f"loss_weights are for models with a list of outputs, got {weights!r}")
-    _check_loss(model, loss)
-    return loss
-
-
-def _last(model: Any) -> tuple[Any, int]:
-    """The model's last layer that does something, and its node."""
-    node = model.output
+def _last(model: Any, output: int) -> tuple[Any, int]:
+    """The last layer that does something to an output, and its node."""
+    node = model.outputs[output]
     while model.nodes[node].layer is not None and model.nodes[node].layer.operation == "identity":
         node = model.nodes[node].reads[0]
     return model.nodes[node].layer, node
@@ -227,25 +205,39 @@ def _last(model: Any) -> tuple[Any, int]:
 
 # ---- one data set, ready to train on -------------------------------------------------------------------------------------------------------
 
-class Data:
-    """Converted, checked arrays: x (n, I), and the target as values (n, O) or labels (n)."""
+@dataclass(frozen=True)
+class Target:
+    """Of one output: as it came, and for the engine as values t (n, O) or as labels (n)."""
 
-    def __init__(self, model: Any, loss: Any, x: Any, y: Any, sample_weight: Any, names: tuple[str, str] = ("x", "y")):
+    y: Any
+    t: np.ndarray | None
+    label: np.ndarray | None
+
+
+class Data:
+    """Converted, checked arrays: x (n, I), a Target per output, the rows' weights or None."""
+
+    def __init__(self, model: Any, terms: Sequence[Objective], x: Any, y: Any, sample_weight: Any, names: tuple[str, str] = ("x", "y")):
         self.x = model.matrix(names[0], x)
-        rows = len(self.x)
+        rows, several, name = len(self.x), model.output_widths is not None, names[1]
         if rows == 0:
             raise ValueError(f"{names[0]} must have at least one row, got {arrays.describe(self.x)}")
-        if isinstance(loss, _Losses):
-            self.y: Any = loss.targets(names[1], y, rows, model.dtype)
-        else:
-            self.y = arrays.real(names[1], y) if isinstance(loss, Loss) else np.asarray(y)   # a custom loss knows its targets itself
-        if self.y.ndim == 0 or len(self.y) != rows:
-            raise ValueError(f"{names[1]} must have as many rows as {names[0]}, {rows}, got {arrays.describe(self.y)}")
+        if several and (not isinstance(y, list | tuple) or len(y) != len(terms)):
+            raise ValueError(f"{name} must be a list of {len(terms)} targets, got {arrays.describe(y)}")
+        parts = [(f"{name}[{i}]", part) for i, part in enumerate(y)] if several else [(name, y)]
+        columns = [arrays.real(called, part) if isinstance(term.loss, Loss) else np.asarray(part)   # a custom loss knows its targets itself
+                   for term, (called, part) in zip(terms, parts, strict=True)]
+        for (called, _), column in zip(parts, columns, strict=True):
+            if column.ndim == 0 or len(column) != rows:
+                raise ValueError(f"{called} must have as many rows as {names[0]}, {rows}, got {arrays.describe(column)}")
         arrays.require_finite(names[0], self.x)
-        self.t = self.label = None
-        if isinstance(loss, Loss):
-            self.t, self.label = loss.target(names[1], y, rows, model.output_width(self.x.shape[1]), model.dtype)
-            arrays.require_finite(names[1], self.t)
+        self.targets = []
+        for i, (term, (called, _), column) in enumerate(zip(terms, parts, columns, strict=True)):
+            t = label = None
+            if isinstance(term.loss, Loss):
+                t, label = term.loss.target(called, column, rows, model.nodes[model.outputs[i]].width or self.x.shape[1], model.dtype)
+                arrays.require_finite(called, t)
+            self.targets.append(Target(column, t, label))
         self.weight = arrays.sample_weight(sample_weight, model.dtype, rows)
 
     def __len__(self) -> int:
@@ -255,20 +247,26 @@ class Data:
 class _NativeRun:
     """Epochs in C. See _core.Run."""
 
-    def __init__(self, model: Any, loss: Loss, optimizer: Optimizer, data: Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric],
-                 tolerant: bool = False):
-        output, self._through_sigmoid = model.output, False
-        if isinstance(loss, BCELoss) and getattr(_last(model)[0], "function", None) == "sigmoid":   # docs/by-hand/losses.md: the pair in its simplified form, p - y
-            output, loss, self._through_sigmoid = model.nodes[_last(model)[1]].reads[0], BCEWithLogitsLoss(loss.reduction), True
+    def __init__(self, model: Any, terms: Sequence[Objective], optimizer: Optimizer, data: Any, batch_size: int, clip_norm: float,
+                 metrics: dict[str, Metric], tolerant: bool = False):
+        outputs, losses = list(model.outputs), [term.loss for term in terms]
+        through_sigmoid = []
+        for i, loss in enumerate(losses):
+            layer, node = _last(model, i)
+            through_sigmoid.append(isinstance(loss, BCELoss) and getattr(layer, "function", None) == "sigmoid")
+            if through_sigmoid[i]:   # docs/by-hand/losses.md: the pair in its simplified form, p - y
+                outputs[i], losses[i] = model.nodes[node].reads[0], BCEWithLogitsLoss(loss.reduction)
+        self._through_sigmoid = through_sigmoid[0]
         self.model, self.data, self.metrics = model, data, metrics
-        program = model.workspace.use(model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], output=output))
+        program = model.workspace.use(model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1], outputs=outputs))
         wants_outputs = any(callable(metric) for metric in metrics.values())
-        self._outputs = np.empty((len(data), program.outputs), model.dtype) if wants_outputs else None
+        self._outputs = np.empty((len(data), program.widths[0]), model.dtype) if wants_outputs else None
         gradients = model.workspace.array("gradients", model.flat_parameters)
         state1, state2 = (*optimizer.state, None, None)[:2]
-        self.run = _core.Run(program, loss.rule(program.outputs), optimizer.rule(model, clip_norm), model.flat_parameters, gradients,
-                             state1, state2, data.x, data.t, data.label, data.weight, batch_size, self._outputs,
-                             loss.threshold if "accuracy" in metrics else None, model.seed, model.steps, optimizer.steps, tolerant)
+        engine_terms = [(loss.rule(width), term.weight, target.t, target.label, None if i else self._outputs)
+                        for i, (loss, width, term, target) in enumerate(zip(losses, program.widths, terms, data.targets, strict=True))]
+        self.run = _core.Run(program, engine_terms, optimizer.rule(model, clip_norm), model.flat_parameters, gradients, state1, state2, data.x, data.weight,
+                             batch_size, losses[0].threshold if "accuracy" in metrics else None, model.seed, model.steps, optimizer.steps, tolerant)
         self.start, self.rewind = self.run.start, self.run.rewind
         self.pace = model.workspace.pace(self.run.choices)
 
@@ -290,20 +288,21 @@ class _NativeRun:
             prediction = self._outputs[:rows]
             if self._through_sigmoid:
                 prediction = _core.map_forward(_core.ACTIVATIONS["sigmoid"], prediction, np.empty_like(prediction))
-            result[name] = float(metric(self.data.y[:rows] if order is None else self.data.y[order[:rows]], prediction))
+            result[name] = float(metric(self.data.targets[0].y[slice(rows) if order is None else order[:rows]], prediction))
         return result
 
 
 class _PythonRun:
     """Epochs for a loss that is somebody's Python object: each phase of a step is native, the loss in between is called here."""
 
-    def __init__(self, model: Any, loss: Any, optimizer: Optimizer, data: Data, batch_size: int, clip_norm: float, metrics: dict[str, Metric]):
-        self.model, self.loss, self.optimizer, self.data, self.metrics = model, loss, optimizer, data, metrics
+    def __init__(self, model: Any, terms: Sequence[Objective], optimizer: Optimizer, data: Data, batch_size: int, clip_norm: float,
+                 metrics: dict[str, Metric]):
+        self.model, self.terms, self.optimizer, self.data, self.metrics = model, terms, optimizer, data, metrics
         self.batch_size = batch_size
         self.program = model.workspace.use(model.compile(capacity=batch_size, training=True, inputs=data.x.shape[1]))
         self.rule = optimizer.rule(model, clip_norm)
         self.gradients = model.workspace.array("gradients", model.flat_parameters)
-        self.outputs = np.empty((len(data), self.program.outputs), model.dtype) if metrics else None
+        self.outputs = np.empty((len(data), self.program.widths[0]), model.dtype) if metrics else None
         self.run = self   # the counters that fit reads are here
         self.steps, self.dropout_step = optimizer.steps, model.steps
 
@@ -325,17 +324,17 @@ class _PythonRun:
         model, first = self.model, self.batch * self.batch_size
         rows = slice(first, min(first + self.batch_size, len(self.data)))
         take = rows if self.order is None else self.order[rows]
+        before = [array.copy() for array in (model.flat_parameters, *self.optimizer.state)]   # the loss may be stateful: no replay
         out = self.program.forward(model.flat_parameters, np.ascontiguousarray(self.data.x[take]), True, model.seed, self.dropout_step)
         if self.outputs is not None:
             self.outputs[rows] = out
-        extra = () if self.data.weight is None else (self.data.weight[take],)
-        self.last_loss, dout = _custom(self.loss, out, self.data.y[take], *extra)
-        if not math.isfinite(self.last_loss):
-            return _core.LOSS_NOT_FINITE
-        self.program.backward(model.flat_parameters, self.gradients, arrays.convert(dout, model.dtype))
-        state1, state2 = (*self.optimizer.state, None, None)[:2]
-        before = [array.copy() for array in (model.flat_parameters, *self.optimizer.state)]   # the loss may be stateful: no replay
-        broken = self.rule.step(self.rates[self.batch], self.steps + 1, self.gradients, model.flat_parameters, state1, state2)
+        self.last_loss, dout = value_and_grad(self.terms, out, [target.y[take] for target in self.data.targets],
+                                              None if self.data.weight is None else self.data.weight[take])
+        broken = not math.isfinite(self.last_loss)
+        if not broken:
+            self.program.backward(model.flat_parameters, self.gradients, dout)
+            state1, state2 = (*self.optimizer.state, None, None)[:2]
+            broken = self.rule.step(self.rates[self.batch], self.steps + 1, self.gradients, model.flat_parameters, state1, state2)
         if broken:
             for array, old in zip((model.flat_parameters, *self.optimizer.state), before, strict=True):
                 array[...] = old
@@ -345,7 +344,7 @@ class _PythonRun:
         return _core.DONE if self.batch == self.batches else _core.RUNNING
 
     def scores(self, order: np.ndarray | None, rows: int) -> dict[str, float]:
-        y = self.data.y[:rows] if order is None else self.data.y[order[:rows]]
+        y = self.data.targets[0].y[slice(rows) if order is None else order[:rows]]
         return {name: float(metric(y, self.outputs[:rows])) for name, metric in self.metrics.items()}
 
 
@@ -433,7 +432,7 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
         sample_weight: Any, validation_data: Any, metrics: Iterable[Metric], callbacks: Iterable[Any], clip_norm: float | None,
         progress: Any, loss_weights: Any) -> History:
     """See Model.fit."""
-    loss = single_loss(model, loss, loss_weights)
+    terms = objectives(model, loss, loss_weights)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an optimizer such as fb.SGD(lr=0.1), got {arrays.describe(optimizer)}")
     epochs = arrays.integer("epochs", epochs, least=0)
@@ -441,15 +440,15 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
     shuffle = arrays.flag("shuffle", shuffle)
     clip = 0.0 if clip_norm is None else arrays.number("clip_norm", clip_norm, low=0, open_low=True)
     callbacks = _callbacks(callbacks)
-    named = _metrics(metrics, loss)
+    named = _metrics(metrics, terms)
     rng = arrays.generator(seed)
-    data = Data(model, loss, x, y, sample_weight)
+    data = Data(model, terms, x, y, sample_weight)
     validation = None
     if validation_data is not None:
         if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
             raise TypeError(f"validation_data must be (x, y) or (x, y, sample_weight), got {arrays.describe(validation_data)}")
         xv, yv, *wv = validation_data
-        validation = Data(model, loss, xv, yv, *(wv or [None]), names=("validation_data[0]", "validation_data[1]"))
+        validation = Data(model, terms, xv, yv, *(wv or [None]), names=("validation_data[0]", "validation_data[1]"))
     batch_size = min(batch_size, len(data))
     batches = -(-len(data) // batch_size)
     if min(batch_size, (len(data) - 1) % batch_size + 1) < model.least_rows:
@@ -462,7 +461,8 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
         with model.in_use:
             optimizer.bind(model)
             model.optimizer = optimizer
-            run = (_NativeRun if isinstance(loss, Loss) else _PythonRun)(model, loss, optimizer, data, batch_size, clip, named)
+            native = all(isinstance(term.loss, Loss) for term in terms)
+            run = (_NativeRun if native else _PythonRun)(model, terms, optimizer, data, batch_size, clip, named)
             recovery = _Recovery(run, (model.flat_parameters, *optimizer.state), model.workspace)
             watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
             _call(callbacks, "on_train_begin", model)
@@ -493,7 +493,7 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
                 rows = min(run.run.batch * batch_size, len(data))
                 logs = {"loss": run.run.loss_sum / rows} | run.scores(order, rows)
                 if validation is not None:
-                    logs |= {f"val_{name}": value for name, value in _evaluate(model, validation, loss, named).items()}
+                    logs |= {f"val_{name}": value for name, value in _evaluate(model, validation, terms, named).items()}
                 history.append(logs)
                 stop |= _call(callbacks, "on_epoch_end", model, epoch, logs)
                 if stop:
@@ -524,17 +524,20 @@ def _diverged(status: int, run: Any, recovery: _Recovery, order: np.ndarray | No
                              "parameters, those before this batch. A smaller learning rate or clip_norm may help")
 
 
-def _evaluate(model: Any, data: Data, loss: Any, metrics: dict[str, Metric]) -> dict[str, float]:
-    prediction = model.predict_matrix(data.x)
-    if isinstance(loss, Loss):
-        value = loss.rule(prediction.shape[1]).value(prediction, data.t, data.label, data.weight, None)
-    else:
-        value = _custom(loss, prediction, data.y, *(() if data.weight is None else (data.weight,)))[0]
-    return {"loss": value} | _scores(metrics, loss, data.y, data.t, data.label, prediction)
+def _evaluate(model: Any, data: Data, terms: Sequence[Objective], metrics: dict[str, Metric]) -> dict[str, float]:
+    predictions, total = _listed(model.predict_matrix(data.x)), 0.0
+    for term, prediction, target in zip(terms, predictions, data.targets, strict=True):
+        if isinstance(term.loss, Loss):
+            value = term.loss.rule(prediction.shape[1]).value(prediction, target.t, target.label, data.weight, None)
+        else:
+            value = _custom(term.loss, prediction, target.y, *(() if data.weight is None else (data.weight,)))[0]
+        total += term.weight * value
+    first = data.targets[0]
+    return {"loss": total} | _scores(metrics, terms[0].loss, first.y, first.t, first.label, predictions[0])
 
 
 def evaluate(model: Any, x: Any, y: Any, *, loss: Any, metrics: Iterable[Metric], sample_weight: Any, loss_weights: Any) -> dict[str, float]:
     """See Model.evaluate."""
-    loss = single_loss(model, loss, loss_weights)
-    named = _metrics(metrics, loss)
-    return _evaluate(model, Data(model, loss, x, y, sample_weight), loss, named)
+    terms = objectives(model, loss, loss_weights)
+    named = _metrics(metrics, terms)
+    return _evaluate(model, Data(model, terms, x, y, sample_weight), terms, named)
