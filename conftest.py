@@ -14,7 +14,7 @@ import fastbp as fb
 def enter(namespace):
     folder = tempfile.TemporaryDirectory()
     namespace["_outside"] = folder, os.getcwd(), fb.get_num_threads(), np.get_printoptions()
-    namespace |= {"no_torch": not find_spec("torch"), "no_sklearn": not find_spec("sklearn")}
+    namespace["no_torch"] = not find_spec("torch")
     os.chdir(folder.name)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastbp as fb
-from fastbp import callbacks, datasets, init, kernels, schedules
+from fastbp import callbacks, datasets, init, kernels, schedules, sklearn
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
@@ -32,6 +32,7 @@ def functions(module):
 def public():
     yield from (f"fastbp.{name}" for name in fb.__all__ if not inspect.ismodule(getattr(fb, name)))
     yield from (f"fastbp.{name}" for name in callbacks.__all__)
+    yield from (f"fastbp.sklearn.{name}" for name in sklearn.__all__)
     yield from (f"fastbp.schedules.{name}" for name in schedules.__all__ if inspect.isclass(getattr(schedules, name)))
     yield from (f"fastbp.{module.__name__.split('.')[1]}.{name}" for module in (kernels, datasets, init) for name in functions(module))
 

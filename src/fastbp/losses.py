@@ -119,7 +119,7 @@ class HuberLoss(Loss):
 
 
 class QuantileLoss(Loss):
-    """L = q |d| for p < y, (1 - q) |d| for p > y, with d = p - y; dL/dp = -q, 1 - q, 0 at 0: its minimum is the q-quantile of y (Koenker &
+    """``L = q |d| for p < y, (1 - q) |d| for p > y``, with d = p - y; dL/dp = -q, 1 - q, 0 at 0: its minimum is the q-quantile of y (Koenker &
     Bassett 1978; sklearn.metrics.mean_pinball_loss). 0 < quantile < 1."""
 
     kernel = "quantile"

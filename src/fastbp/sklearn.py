@@ -553,16 +553,24 @@ _WISHES: dict[str, Any] = {
 class MLPClassifier(_Perceptron, neural_network.MLPClassifier):
     """sklearn.neural_network.MLPClassifier on this engine: its parameters, attributes, methods and results. Beyond it:
 
-    hidden_layer_sizes=()   no hidden layer: logistic or softmax regression
-    activation      also "leaky_relu", "elu", "gelu", "silu", "softplus", and a list with one name per hidden layer
-    class_weight    None, "balanced" or a dict: factors on the weights of the rows, sklearn.utils.compute_sample_weight
-    dropout         in [0, 1): the probability with which a hidden unit is left out of a step
-    clip_norm       None, or the 2-norm that the gradient of a batch (without the penalty's) is scaled down to
-    callbacks       None or a list, see fastbp.callbacks: `model` is the chain of layers up to the logits, logs have "loss", "val_loss", "val_score"
-    num_threads     None, or the most threads to use
-    progress        True: a bar on stderr
+    hidden_layer_sizes
+        also (), no hidden layer: logistic or softmax regression
+    activation
+        also "leaky_relu", "elu", "gelu", "silu", "softplus", and a list with one name per hidden layer
+    class_weight
+        None, "balanced" or a dict: factors on the weights of the rows, sklearn.utils.compute_sample_weight
+    dropout
+        in [0, 1): the probability with which a hidden unit is left out of a step
+    clip_norm
+        None, or the 2-norm that the gradient of a batch (without the penalty's) is scaled down to
+    callbacks
+        None or a list, see fastbp.callbacks: `model` is the chain of layers up to the logits, logs have "loss", "val_loss", "val_score"
+    num_threads
+        None, or the most threads to use
+    progress
+        True: a bar on stderr
 
-    `fit` takes a validation set, X_val, y_val, sample_weight_val. validation_loss_curve_ is the loss (without the penalty) after every epoch on the
+    `fit` takes a validation set, X_val, y_val, sample_weight_val. ``validation_loss_curve_`` is the loss (without the penalty) after every epoch on the
     validation set, given or split off for early_stopping, else None. All but the first two and class_weight, num_threads and progress need solver
     "sgd" or "adam"; ValueError otherwise, and for a class_weight="balanced" in partial_fit.
     """
@@ -606,13 +614,17 @@ class MLPClassifier(_Perceptron, neural_network.MLPClassifier):
 class MLPRegressor(_Perceptron, neural_network.MLPRegressor):
     """sklearn.neural_network.MLPRegressor on this engine: its parameters, attributes, methods and results. Beyond it:
 
-    loss            also "absolute_error", "huber" and "quantile", each a mean over the rows and a sum over the outputs: fb.L1Loss, fb.HuberLoss,
-                    fb.QuantileLoss
-    delta           > 0: where Huber's loss turns from quadratic to linear
-    quantile        in (0, 1)
-    hidden_layer_sizes=()   no hidden layer: linear regression, or Poisson's
+    loss
+        also "absolute_error", "huber" and "quantile", each a mean over the rows and a sum over the outputs: fb.L1Loss, fb.HuberLoss,
+        fb.QuantileLoss
+    delta
+        > 0: where Huber's loss turns from quadratic to linear
+    quantile
+        in (0, 1)
+    hidden_layer_sizes
+        also (), no hidden layer: linear regression, or Poisson's
 
-    and activation, dropout, clip_norm, callbacks, num_threads, progress, X_val, y_val and validation_loss_curve_ as in MLPClassifier.
+    and activation, dropout, clip_norm, callbacks, num_threads, progress, X_val, y_val and ``validation_loss_curve_`` as in MLPClassifier.
     """
 
     _parameter_constraints = {**neural_network.MLPRegressor._parameter_constraints, **_WISHES,
