@@ -15,6 +15,7 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = True
 default_role = "code"
+highlight_language = "none"   # tables in docstrings are no Python
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -42,9 +43,10 @@ html_show_copyright = html_show_sphinx = html_copy_source = False
 
 
 def link_systems(app, what, name, thing, options, lines):
-    """'docs/by-hand S10' of a docstring becomes a link to that section"""
+    """'docs/by-hand S10' of a docstring becomes a link to that section, 'docs/by-hand/losses.md' one to that page"""
     for i, line in enumerate(lines):
-        lines[i] = re.sub(r"\b(S[1-9]\d?|BP[1-4])\b", lambda match: f":ref:`{match[1]} <{match[1].lower()}>`", line.replace("docs/by-hand ", ""))
+        line = re.sub(r"\bdocs(/by-hand/[\w-]+)\.md\b", r":doc:`\1`", line.replace("docs/by-hand ", ""))
+        lines[i] = re.sub(r"\b(S[1-9]\d?|BP[1-4])\b", lambda match: f":ref:`{match[1]} <{match[1].lower()}>`", line)
 
 
 def setup(app):
