@@ -1,12 +1,13 @@
 """Callbacks: what happens between epochs of `fit`.
 
-A callback is any object with some of these methods; `fit` calls them in the order the callbacks were given::
+A callback is any object with some of these methods; `fit` calls them in the order the callbacks were given:
 
-    on_train_begin(model)                   before the first epoch; model.optimizer is the optimizer of this fit
-    on_epoch_begin(model, epoch, logs)
-    on_epoch_end(model, epoch, logs)        logs: {"loss": 0.31, "val_loss": 0.35, "accuracy": 0.9, ...} of this epoch
-    on_train_end(model)
-    on_batch_end(model, batch, logs)        costs a call into Python per batch, so only callbacks that have it pay
+``on_train_begin(model)``, ``on_train_end(model)``
+    before the first epoch, when `model.optimizer` is the optimizer of this fit, and after the last
+``on_epoch_begin(model, epoch, logs)``, ``on_epoch_end(model, epoch, logs)``
+    logs: {"loss": 0.31, "val_loss": 0.35, "accuracy": 0.9, ...} of this epoch, empty at its begin
+``on_batch_end(model, batch, logs)``
+    costs a call into Python per batch, so only callbacks that have it pay
 
 Returning True from an ``_end`` stops the training. The ones here watch one entry of `logs`, the `monitor`:
 

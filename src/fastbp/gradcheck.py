@@ -2,7 +2,8 @@
 
 For every element v of every parameter, and of the input, with everything in float64 and L the loss as a number::
 
-    numeric = (L(v + step) - L(v - step)) / (2 step)          error = |analytic - numeric| / max(1, |analytic|, |numeric|)
+    numeric = (L(v + step) - L(v - step)) / (2 step)
+    error   = |analytic - numeric| / max(1, |analytic|, |numeric|)
 
 so the error is relative for large gradients and absolute for small ones. With step = 1e-6 the truncation is about 1e-12 and
 the rounding about 2e-10 times the loss, far below a tolerance of 1e-7 for a loss of the usual size.
@@ -102,10 +103,14 @@ def check_gradients(model: Any, loss: Any, x: ArrayLike, y: ArrayLike, *, step: 
                     tolerance: float = 1e-7) -> GradientReport:
     """Compare `model.backward` with central differences of `loss`, in float64 (formulas above).
 
-    model   left untouched: the check works on a float64 copy, with dropout off
-    loss    any object with ``value_and_grad(prediction, target)``
-    x, y    a batch as for `forward` and the loss; a few rows suffice
-    step, tolerance    > 0 and finite
+    model
+        left untouched: the check works on a float64 copy, with dropout off
+    loss
+        any object with ``value_and_grad(prediction, target)``
+    x, y
+        a batch as for `forward` and the loss; a few rows suffice
+    step, tolerance
+        > 0 and finite
 
     A row per parameter and one named "input", or "input 0", "input 1", ... of the columns that are no categories. Raises what `forward` and the loss raise for bad input, ValueError for a
     loss that is not finite here, TypeError for a loss without `value_and_grad`.

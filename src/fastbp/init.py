@@ -2,15 +2,18 @@
 
 An initialiser is a function ``(rng, shape) -> array`` with ``shape = (out, in)``, the shape of ``Linear.weight``. The
 ones below have names; a caller's own function is used the same way. Values are drawn in float64 and rounded once, by
-the caller, to the model's dtype: a float32 and a float64 model with one seed start from the same numbers::
+the caller, to the model's dtype: a float32 and a float64 model with one seed start from the same numbers.
 
-    name               weight                         source
-    "default"          U(-1/√in, 1/√in)               torch.nn.Linear (kaiming_uniform with a = √5, which is this)
-    "xavier_uniform"   U(-√(6/(in+out)), √(6/(in+out)))   Glorot & Bengio 2010, gain 1
-    "xavier_normal"    N(0, 2/(in+out))               Glorot & Bengio 2010, gain 1
-    "kaiming_uniform"  U(-√(6/in), √(6/in))           He et al. 2015: gain √2 (ReLU), fan_in
-    "kaiming_normal"   N(0, 2/in)                     He et al. 2015: gain √2 (ReLU), fan_in
-    "zeros"            0
+=================  =================  ============================================
+name               weight             source
+=================  =================  ============================================
+"default"          U(±1/√in)          torch.nn.Linear: kaiming_uniform with a = √5
+"xavier_uniform"   U(±√(6/(in+out)))  Glorot & Bengio 2010, gain 1
+"xavier_normal"    N(0, 2/(in+out))   Glorot & Bengio 2010, gain 1
+"kaiming_uniform"  U(±√(6/in))        He et al. 2015: gain √2 (ReLU), fan_in
+"kaiming_normal"   N(0, 2/in)         He et al. 2015: gain √2 (ReLU), fan_in
+"zeros"            0
+=================  =================  ============================================
 
 The bias is U(-1/√in, 1/√in) with "default", as in torch.nn.Linear, and **zero with every other initialiser**, callables
 included: that is what the papers prescribe and what PyTorch's users do by hand after ``torch.nn.init.xavier_uniform_``.

@@ -70,7 +70,7 @@ _serial = itertools.count()
 class Symbol:
     """A node of a graph: `layer` applied to the symbols it `reads`; `width` features. An input has no layer.
 
-    + - * / with a symbol of the same width, with one of width 1, which counts for every feature, or with a number; and unary -.
+    Combined by ``+ - * /`` with a symbol of the same width, with one of width 1, which counts for every feature, or with a number; and unary -.
     """
 
     __array_ufunc__ = None   # numpy's scalars and arrays leave the operators to this class
