@@ -477,7 +477,7 @@ def test_a_sparse_network_refuses_dense_rows_where_it_is_handed_out():
     """Callbacks see the chain of layers; for sparse data its input is no array"""
     class Poke:
         def on_epoch_end(self, model, epoch, logs):
-            for method in (model.predict, model.forward):
+            for method in (model.predict, model.forward, model.save):
                 with pytest.raises(TypeError, match="sparse"):
                     method(X_IRIS)
 

@@ -49,6 +49,13 @@ class _SparseLinear(Linear):
         return 0.0   # the parameters come from the estimator
 
 
+class _SparseChain(Sequential):
+    """A chain that begins with a _SparseLinear."""
+
+    def save(self, path: Any) -> None:
+        raise TypeError("a network whose input is a sparse matrix has no model file: pickle the estimator")
+
+
 @dataclass
 class _Csr:
     """A sparse matrix as the engine reads it: row i has values data[indptr[i] : indptr[i + 1]] in columns indices[...]."""
@@ -81,7 +88,7 @@ class _Network:
                 if dropout:
                     layers.append(Dropout(dropout))
         self.form = tuple(widths), tuple(activations), dropout, sparse, np.dtype(dtype)
-        self.model = Sequential(*layers, dtype=dtype, seed=0)
+        self.model = (_SparseChain if sparse else Sequential)(*layers, dtype=dtype, seed=0)
         self._names = names
         self._twin: _Network | None = None   # of the other dtype
         self.coefs, self.intercepts = self.parts(self.model.flat_parameters)
@@ -416,17 +423,15 @@ class _Perceptron:
         self.validation_loss_curve_ = None if held_out is None else []
         watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
         model.optimizer = updates
-        order = np.arange(n_samples) if self.shuffle else None
+        order, epochs = np.arange(n_samples) if self.shuffle else None, 1 if incremental else self.max_iter
         try:
-            with self._bar(self.max_iter, "epoch") as tick:
+            with self._bar(epochs, "epoch") as tick:
                 self.n_iter_ = 0
                 training._call(callbacks, "on_train_begin", model)
-                for epoch in range(1 if incremental else self.max_iter):
+                for epoch in range(epochs):
                     training._call(callbacks, "on_epoch_begin", model, epoch, {})
                     if self.shuffle:
-                        permutation = np.arange(n_samples)
-                        self._random_state.shuffle(permutation)
-                        order = order[permutation]
+                        self._random_state.shuffle(order)
                     rates = np.full(batches, updates.lr)
                     run.start(order, rates)
                     status, stop = _core.RUNNING, False
@@ -495,7 +500,7 @@ class _Perceptron:
     def _given_validation(self, dtype: np.dtype) -> tuple[Any, Any, Any]:
         X, y, sample_weight = self._validation
         X, y = validate_data(self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=not is_classifier(self), dtype=dtype, reset=False)
-        self._encoded(y)
+        y = y.ravel() if y.ndim == 2 and y.shape[1] == 1 else y
         return X, y, None if sample_weight is None else _check_sample_weight(sample_weight, X)
 
     def _held_out(self, network: _Network, loss: Loss, validation: tuple[Any, Any, Any]) -> Any:
@@ -564,7 +569,7 @@ class MLPClassifier(_Perceptron, neural_network.MLPClassifier):
     clip_norm
         None, or the 2-norm that the gradient of a batch (without the penalty's) is scaled down to
     callbacks
-        None or a list, see fastbp.callbacks: `model` is the chain of layers up to the logits, logs have "loss", "val_loss", "val_score"
+        None or a list, see fastbp.callbacks: `model` is the chain of layers up to the logits (it cannot be saved when X is sparse), logs have "loss", "val_loss", "val_score"
     num_threads
         None, or the most threads to use
     progress
