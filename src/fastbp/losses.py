@@ -119,7 +119,7 @@ class HuberLoss(Loss):
 
 
 class QuantileLoss(Loss):
-    """``L = q |d| for p < y, (1 - q) |d| for p > y``, with d = p - y; dL/dp = -q, 1 - q, 0 at 0: its minimum is the q-quantile of y (Koenker &
+    """``L = q |d| for p < y, (1 - q) |d| for p > y``, with d = p - y; dL/dp = -q, 1 - q, 0 at 0. Its minimum is the q-quantile of y (Koenker &
     Bassett 1978; sklearn.metrics.mean_pinball_loss). 0 < quantile < 1."""
 
     kernel = "quantile"
@@ -134,7 +134,7 @@ class QuantileLoss(Loss):
 
 class PoissonLoss(Loss):
     """L = e^z - y z + y log y - y, half the Poisson deviance of rate e^z; dL/dz = e^z - y. For predictions z that are logarithms of rates, and
-    targets y >= 0, with 0 log 0 = 0 (torch.nn.PoissonNLLLoss(log_input=True) without the terms of y alone)."""
+    targets y >= 0, with 0 log 0 = 0 (torch.nn.PoissonNLLLoss(log_input=True) has not the terms of y alone)."""
 
     kernel = "poisson"
 
