@@ -484,6 +484,22 @@ def test_a_sparse_network_refuses_dense_rows_where_it_is_handed_out():
     MLPClassifier(max_iter=1, callbacks=[Poke()]).fit(sparse.csr_array(X_IRIS), Y_IRIS)
 
 
+@pytest.mark.parametrize("broken", [
+    {"indptr": np.array([1, 2, 3])}, {"indptr": np.array([0, 2, 1])}, {"indptr": np.array([0, 1, 9])}, {"indptr": np.array([0, 1])},
+    {"indices": np.array([0, 4, 1], np.int32)}, {"indices": np.array([0, -1, 1], np.int32)}, {"indices": np.array([0, 1, 2])},
+    {"indices": np.array([0], np.int32)}, {"data": np.ones(3, np.float32)}, {"shape": (2, 5)}, {"shape": (3, 4)}, {"shape": (0, 4)},
+])
+def test_a_broken_sparse_matrix_reads_nothing_that_is_not_its_own(broken):
+    """Past this point C follows the indices"""
+    from fastbp.sklearn import _Csr, _Network
+
+    network = _Network((4, 3, 2), ("relu",), 0.0, True, np.dtype(np.float64))
+    sound = {"shape": (2, 4), "indptr": np.array([0, 1, 3]), "indices": np.array([0, 3, 1], np.int32), "data": np.ones(3)}
+    assert network.logits(_Csr(**sound)).shape == (2, 2)
+    with pytest.raises(ValueError):
+        network.logits(_Csr(**sound | broken))
+
+
 def test_convergence_is_reported():
     with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached and the optimization hasn't converged yet"):
         MLPClassifier(max_iter=2).fit(X_IRIS, Y_IRIS)
