@@ -98,7 +98,7 @@ def search(module, jobs, backend):
     x, y = scaled(load_digits)
     grid = {"alpha": [1e-4, 1e-2], "hidden_layer_sizes": [(20,), (40,)], "learning_rate_init": [1e-3, 1e-2]}
     with joblib.parallel_config(backend=backend):
-        return GridSearchCV(module.MLPClassifier(max_iter=100, tol=0, n_iter_no_change=1000, random_state=0), grid, cv=3, n_jobs=jobs, refit=False).fit(x, y)
+        return GridSearchCV(module.MLPClassifier(random_state=0), grid, cv=3, n_jobs=jobs, refit=False).fit(x, y)
 
 
 def race(calls, rounds):

@@ -606,6 +606,10 @@ class MLPClassifier(_Perceptron, neural_network.MLPClassifier):
         factor = compute_sample_weight(self.class_weight, self._original(y))
         return factor if sample_weight is None else factor * sample_weight
 
+    def _score(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
+        right = self._predict(X, check_input=False) == y   # accuracy, without looking at every epoch what kind of labels these are
+        return float(np.average(right if right.ndim == 1 else right.all(axis=1), weights=sample_weight))
+
     def _original(self, y: np.ndarray) -> np.ndarray:
         return self._label_binarizer.inverse_transform(y)
 
