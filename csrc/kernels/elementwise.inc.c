@@ -43,18 +43,8 @@ static ALWAYS_INLINE vreal sqrt_(vreal x, real alpha) { (void)alpha; return v_sq
 static ALWAYS_INLINE vreal reciprocal(vreal x, real alpha) { (void)alpha; return 1 / x; }
 static ALWAYS_INLINE vreal log_(vreal x, real alpha) { (void)alpha; return v_log(x); }
 static ALWAYS_INLINE vreal square(vreal x, real alpha) { (void)alpha; return x * x; }
-static ALWAYS_INLINE vreal sin_(vreal x, real alpha)   /* the C library's, in double */
-{
-    (void)alpha;
-    for (ptrdiff_t i = 0; i < VL; i++) x[i] = (real)sin((double)x[i]);
-    return x;
-}
-static ALWAYS_INLINE vreal cos_(vreal x, real alpha)
-{
-    (void)alpha;
-    for (ptrdiff_t i = 0; i < VL; i++) x[i] = (real)cos((double)x[i]);
-    return x;
-}
+static ALWAYS_INLINE vreal sin_(vreal x, real alpha) { (void)alpha; return v_sin(x); }
+static ALWAYS_INLINE vreal cos_(vreal x, real alpha) { (void)alpha; return v_cos(x); }
 
 static ALWAYS_INLINE vreal identity_backward(vreal s, vreal dy, real alpha) { (void)s; (void)alpha; return dy; }
 static ALWAYS_INLINE vreal relu_backward(vreal y, vreal dy, real alpha) { (void)alpha; return v_drop(y <= 0, dy); }
