@@ -16,7 +16,7 @@ class Net:
 
     widths: inputs, hidden layers, outputs. activation: "relu", "tanh" or "sigmoid" after every layer but the last.
     optimizer: "sgd", "momentum" or "adam". loss: "mse" (mean over all elements) or "ce" (softmax cross-entropy,
-    integer labels, mean over rows).
+    integer labels, mean over rows). skips: the input of a hidden layer that is as wide as its output is added to it, after the activation.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Net:
     optimizer: str
     loss: str
     dtype: str = "float32"
+    skips: bool = False
 
     @property
     def lr(self):
@@ -91,6 +92,11 @@ SWEEP = tuple(Net(f"w{width}", (10, width, width, 10), 128, "relu", "adam", "mse
               for width in (8, 16, 24, 32, 40, 45, 46, 48, 56, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
 
 
+# A chain and the residual net of the same layers.
+SKIPS = tuple(Net(f"{name}{batch}", (64, *(256,) * 8, 10), batch, "relu", "sgd", "mse", skips=name == "residual")
+              for batch in (32, 128) for name in ("chain", "residual"))
+
+
 def random_nets(count=20, seed=0):
     """Nets nobody tuned for: 0 to 4 hidden layers of odd widths, batch 1 to 4096, both types."""
     rng = np.random.default_rng(seed)
@@ -104,8 +110,8 @@ def random_nets(count=20, seed=0):
 
 
 def select_nets(names):
-    """Nets by name; "table", "sweep" and "random" stand for their groups, nothing for the table."""
-    groups = {"table": NETS, "sweep": SWEEP, "random": random_nets()}
+    """Nets by name; "table", "sweep", "skips" and "random" stand for their groups, nothing for the table."""
+    groups = {"table": NETS, "sweep": SWEEP, "skips": SKIPS, "random": random_nets()}
     known = {net.name: (net,) for group in groups.values() for net in group} | groups
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -22,8 +22,9 @@ enum fbp_op_kind {
     FBP_OP_KINDS
 };
 
-/* How a contribution meets the gradient that is there: the first one in backward order stores, the others add. */
-enum fbp_gradient { FBP_UNWANTED, FBP_FIRST, FBP_MORE };
+/* How a contribution meets the gradient that is there: the first one in backward order stores, the others add. Shared: it is dy itself, which
+ * nobody needs any more, and lies where dy lies. */
+enum fbp_gradient { FBP_UNWANTED, FBP_FIRST, FBP_MORE, FBP_SHARED };
 
 /* y = op(x). Dense: y = act(x wᵀ + b). Backward, with dy the gradient by the pre-activation of a dense op:
  *   dw = dyᵀ x,  db = 1ᵀ dy,  dx = dy w;  then, when this is the last contribution to dx, dx *= dact'(x),

@@ -159,7 +159,7 @@ def test_no_gradient_is_overwritten_while_a_late_worker_may_read_it(monkeypatch,
     read = set()   # gradients that some worker may still be reading
     for _, group in itertools.groupby(reversed(operations), key=lambda operation: operation[-1]):   # stages
         stage = list(group)
-        written = {v for _, x, z, _, _, _, _, dx, dz, *_ in stage for v, mode in ((x, dx), (z, dz)) if mode != _core.UNWANTED}
+        written = {v for _, x, z, _, _, _, _, dx, dz, *_ in stage for v, mode in ((x, dx), (z, dz)) if mode in (_core.FIRST, _core.MORE)}
         read |= {operation[3] for operation in stage}
         for v, w in itertools.product(written, read):
             assert v == w or room[v].stop <= room[w].start or room[w].stop <= room[v].start

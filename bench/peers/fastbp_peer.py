@@ -18,10 +18,12 @@ class Trainer:
         fb.set_num_threads(threads)
 
     def build(self, net, weights, x, y):
-        layers = []
-        for w, _ in weights:
-            layers += [fb.Linear(w.shape[1], w.shape[0]), _ACTIVATIONS[net.activation]()]
-        self.model = fb.Sequential(*layers[:-1], dtype=net.dtype)
+        *hidden, last = [fb.Linear(w.shape[1], w.shape[0]) for w, _ in weights]
+        x_node = node = fb.Input(net.widths[0])
+        for layer in hidden:
+            active = _ACTIVATIONS[net.activation]()(layer(node))
+            node = node + active if net.skips and node.width == active.width else active
+        self.model = fb.Model(x_node, last(node), dtype=net.dtype)
         arrays = [array for layer in weights for array in layer]
         self.model.load_state_dict(dict(zip(self.model.parameters, arrays)))
         self.optimizer = {"sgd": lambda: fb.SGD(lr=net.lr), "momentum": lambda: fb.SGD(lr=net.lr, momentum=MOMENTUM),

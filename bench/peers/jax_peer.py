@@ -23,7 +23,7 @@ class Trainer:
     def build(self, net, weights, x, y):
         jax.config.update("jax_enable_x64", net.dtype == "float64")
         self.x, self.y = (jnp.asarray(array.reshape(net.batches, net.batch, *array.shape[1:])) for array in (x, y))
-        self.objective = partial(_loss, _ACTIVATIONS[net.activation], net.loss)
+        self.objective = partial(_loss, _ACTIVATIONS[net.activation], net.loss, net.skips)
         start, update = _OPTIMIZERS[net.optimizer]
         parameters = jax.tree.map(jnp.array, weights)
         self.state = parameters, start(parameters)
@@ -51,10 +51,11 @@ class Trainer:
         jax.clear_caches()
 
 
-def _loss(activation, kind, parameters, x, y):
+def _loss(activation, kind, skips, parameters, x, y):
     *hidden, (w, b) = parameters
     for weight, bias in hidden:
-        x = activation(x @ weight.T + bias)
+        h = activation(x @ weight.T + bias)
+        x = x + h if skips and x.shape == h.shape else h
     prediction = x @ w.T + b
     if kind == "mse":
         return jnp.mean((prediction - y) ** 2)

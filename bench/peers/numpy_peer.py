@@ -19,6 +19,8 @@ class Trainer:
         """The number of threads is BLAS's, from the environment."""
 
     def build(self, net, weights, x, y):
+        if net.skips:
+            raise ValueError(f"{net.name}: this peer has no skip connections, choose others by --peers")
         self.trainer = NumpyTrainer(weights, activation=net.activation, loss=net.loss, optimizer=net.optimizer,
                                     lr=net.lr, momentum=MOMENTUM)
         self.x, self.y = x, y

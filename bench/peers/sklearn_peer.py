@@ -24,6 +24,8 @@ class Trainer:
         """The number of threads is BLAS's, from the environment."""
 
     def build(self, net, weights, x, y):
+        if net.skips:
+            raise ValueError(f"{net.name}: this peer has no skip connections, choose others by --peers")
         scale = 2 / net.widths[-1] if net.loss == "mse" and net.optimizer != "adam" else 1
         estimator = MLPClassifier if net.loss == "ce" else MLPRegressor
         self.model = estimator(

@@ -30,6 +30,7 @@ class Trainer:
             "momentum": lambda: torch.optim.SGD(flat, lr=net.lr, momentum=MOMENTUM, fused=True),
             "adam": lambda: torch.optim.Adam(flat, lr=net.lr, fused=True),
         }[net.optimizer]()
+        self.skips = net.skips
         self.activation, self.loss_function = _ACTIVATIONS[net.activation], _LOSSES[net.loss]
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
         self.batches = list(zip(self.x.split(net.batch), self.y.split(net.batch)))
@@ -51,7 +52,8 @@ class Trainer:
     def _loss(self, x, y):
         *hidden, (w, b) = self.parameters
         for layer in hidden:
-            x = self.activation(functional.linear(x, *layer))
+            h = self.activation(functional.linear(x, *layer))
+            x = x + h if self.skips and x.shape == h.shape else h
         return self.loss_function(functional.linear(x, w, b), y)
 
 

@@ -112,8 +112,8 @@ void fbp_binary_backward(const fbp_frame *f, const fbp_op *op, ptrdiff_t i, ptrd
 {
     const fbp_kernels *t = f->program->table;
     const void *x = fbp_at(t, f->value[op->x], i), *z = fbp_at(t, f->value[op->z], i), *dy = fbp_at(t, f->gradient[op->y], i);
-    if (op->dx != FBP_UNWANTED) t->binary_backward(op->act, 0, end - i, x, z, dy, op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
-    if (op->dz != FBP_UNWANTED) t->binary_backward(op->act, 1, end - i, x, z, dy, op->dz == FBP_MORE, fbp_at(t, f->gradient[op->z], i));
+    if (op->dx == FBP_FIRST || op->dx == FBP_MORE) t->binary_backward(op->act, 0, end - i, x, z, dy, op->dx == FBP_MORE, fbp_at(t, f->gradient[op->x], i));
+    if (op->dz == FBP_FIRST || op->dz == FBP_MORE) t->binary_backward(op->act, 1, end - i, x, z, dy, op->dz == FBP_MORE, fbp_at(t, f->gradient[op->z], i));
     fbp_close_range(f, op->x, op->dact, op->dalpha, i, end);
     fbp_close_range(f, op->z, op->zact, op->zalpha, i, end);
 }

@@ -11,6 +11,7 @@ OPERATIONS: dict[str, int]
 UNWANTED: int
 FIRST: int
 MORE: int
+SHARED: int
 RUNNING: int
 DONE: int
 LOSS_NOT_FINITE: int
