@@ -273,6 +273,21 @@ def test_fits_run_at_the_same_time_in_threads():
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+def test_fits_at_the_same_time_share_the_threads():
+    class Count:
+        def on_epoch_end(self, model, epoch, logs):
+            seen.append(fb.get_num_threads())
+            if len(seen) == 1:
+                MLPClassifier(max_iter=1, callbacks=[self]).fit(X_IRIS, Y_IRIS)
+                MLPClassifier(max_iter=1, callbacks=[self], num_threads=3).fit(X_IRIS, Y_IRIS)
+
+    seen = []
+    with fb.num_threads(4):
+        MLPClassifier(max_iter=2, callbacks=[Count()]).fit(X_IRIS, Y_IRIS)
+        assert fb.get_num_threads() == 4
+    assert seen == [4, 2, 3, 4]
+
+
 def test_ctrl_c_leaves_a_usable_model(monkeypatch):
     from fastbp import training
 

@@ -7,6 +7,7 @@ call. Beside that they take what the original does not (see the classes); all of
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -91,6 +92,7 @@ class _Network:
         self.model = (_SparseChain if sparse else Sequential)(*layers, dtype=dtype, seed=0)
         self._names = names
         self._twin: _Network | None = None   # of the other dtype
+        self.updates: _Updates | None = None   # of the last fit
         self.coefs, self.intercepts = self.parts(self.model.flat_parameters)
 
     def parts(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -171,8 +173,8 @@ class _Rows:
 class _Updates:
     """scikit-learn's optimizer as the engine runs it: the rule is here, the state lies in flat arrays of which the optimizer's lists are views."""
 
-    def __init__(self, network: _Network, optimizer: SGDOptimizer | AdamOptimizer, penalty: float):
-        self.optimizer, self._network, self._penalty = optimizer, network, penalty
+    def __init__(self, network: _Network, optimizer: SGDOptimizer | AdamOptimizer):
+        self.optimizer, self._network, self.penalty = optimizer, network, 0.0
         self._adam = isinstance(optimizer, AdamOptimizer)
         self.state = []
         for name in ("ms", "vs") if self._adam else ("velocities",) if optimizer.momentum else ():
@@ -212,7 +214,7 @@ class _Updates:
         o = self.optimizer
         numbers = ({"betas": (o.beta_1, o.beta_2), "eps": o.epsilon, "epsilon_hat": True} if self._adam
                    else {"momentum": o.momentum, "nesterov": o.nesterov, "rate_inside": True})
-        return _core.UpdateRule("adam" if self._adam else "sgd", self._network.slots(), penalty=self._penalty, clip_norm=clip_norm, **numbers)
+        return _core.UpdateRule("adam" if self._adam else "sgd", self._network.slots(), penalty=self.penalty, clip_norm=clip_norm, **numbers)
 
 
 class _Gradient:
@@ -246,6 +248,29 @@ class _Evaluation:
         self._run.start(None, np.zeros(1))
         self._run.advance(training.SLICE)
         return self._run.run.last_loss, np.concatenate([part.ravel() for part in self._gradients])
+
+
+class _Crowd:
+    """Fits that run at the same time in one process share its threads, instead of each trying all of them."""
+
+    def __init__(self) -> None:
+        self._lock, self._fits = threading.Lock(), 0
+
+    @contextmanager
+    def joined(self, num_threads: int | None) -> Iterator[None]:
+        """For the time of a fit; num_threads: the most that it may use, None: its share."""
+        with self._lock:
+            self._fits += 1
+            share = max(1, runtime.get_num_threads() // self._fits)
+        try:
+            with runtime.num_threads(share if num_threads is None else int(num_threads)):
+                yield
+        finally:
+            with self._lock:
+                self._fits -= 1
+
+
+_crowd = _Crowd()
 
 
 class _Perceptron:
@@ -334,11 +359,8 @@ class _Perceptron:
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
         if check_input:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
-        with self._threads():
+        with nullcontext() if self.num_threads is None else runtime.num_threads(int(self.num_threads)):
             return self._present_network(issparse(X)).output(X, self.out_activation_)
-
-    def _threads(self) -> Any:
-        return nullcontext() if self.num_threads is None else runtime.num_threads(int(self.num_threads))
 
     # ---- fitting ----------------------------------------------------------------------------------------------------------------------------
 
@@ -360,7 +382,7 @@ class _Perceptron:
                     raise ValueError(f"{name} needs solver='sgd' or 'adam', got solver='lbfgs'")
         self._validation = validation
         try:
-            with self._threads():
+            with _crowd.joined(self.num_threads):
                 super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
         finally:
             del self._validation
@@ -482,7 +504,10 @@ class _Perceptron:
                 self._optimizer = SGDOptimizer(parameters, self.learning_rate_init, self.learning_rate, self.momentum, self.nesterovs_momentum, self.power_t)
             else:
                 self._optimizer = AdamOptimizer(parameters, self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
-        return _Updates(network, self._optimizer, float(self.alpha))
+        if network.updates is None or network.updates.optimizer is not self._optimizer:
+            network.updates = _Updates(network, self._optimizer)
+        network.updates.penalty = float(self.alpha)
+        return network.updates
 
     def _split(self, X: Any, y: np.ndarray, sample_weight: np.ndarray | None) -> tuple[Any, np.ndarray, np.ndarray | None, tuple[Any, Any, Any] | None]:
         """Rows to train on; and rows, original targets and weights to validate on, where there are."""
@@ -569,15 +594,16 @@ class MLPClassifier(_Perceptron, neural_network.MLPClassifier):
     clip_norm
         None, or the 2-norm that the gradient of a batch (without the penalty's) is scaled down to
     callbacks
-        None or a list, see fastbp.callbacks: `model` is the chain of layers up to the logits (it cannot be saved when X is sparse), logs have "loss", "val_loss", "val_score"
+        None or a list, see fastbp.callbacks: `model` is the chain of layers up to the logits (it cannot be saved when X is sparse), logs have
+        "loss", "val_loss", "val_score"
     num_threads
-        None, or the most threads to use
+        None: fits at the same time share the threads; or the most to use
     progress
         True: a bar on stderr
 
-    `fit` takes a validation set, X_val, y_val, sample_weight_val. ``validation_loss_curve_`` is the loss (without the penalty) after every epoch on the
-    validation set, given or split off for early_stopping, else None. All but the first two and class_weight, num_threads and progress need solver
-    "sgd" or "adam"; ValueError otherwise, and for a class_weight="balanced" in partial_fit.
+    `fit` takes a validation set, X_val, y_val, sample_weight_val. ``validation_loss_curve_`` is the loss (without the penalty) after every epoch of the
+    last fit on the validation set, given or split off for early_stopping, else None. dropout, clip_norm, callbacks and X_val need solver "sgd" or
+    "adam"; ValueError otherwise, and for class_weight="balanced" in partial_fit.
     """
 
     _parameter_constraints = {**neural_network.MLPClassifier._parameter_constraints, **_WISHES,
