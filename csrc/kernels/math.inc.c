@@ -300,8 +300,6 @@ static ALWAYS_INLINE vreal v_gelu_derivative(vreal x)
  * P and Q are off by 2^-55 and 2^-60 of the result, for float by 2^-36 and 2^-30, where the rest is no matter. Beyond `turns` quarter turns, and for what is not
  * finite, the C library answers. */
 
-typedef int64_t vlong __attribute__((vector_size(sizeof(vdouble))));
-
 static const double turns = 1024;
 static const double half_pi[] = {0x1.921fb54442c00p+0, 0x1.18469898cc400p-44, 0x1.1701b839a2520p-88};
 #ifdef FBP_DOUBLE

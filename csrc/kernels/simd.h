@@ -298,6 +298,7 @@ static ALWAYS_INLINE vpatch v_fma_patch(real a, vpatch b, vpatch c) { return v_f
 /* ---- one double per lane -------------------------------------------------------------------------------------------- */
 
 typedef double vdouble __attribute__((vector_size(VBYTES / sizeof(real) * sizeof(double))));
+typedef int64_t vlong __attribute__((vector_size(VBYTES / sizeof(real) * sizeof(double))));
 
 static ALWAYS_INLINE vdouble v_widen(vreal v) { return __builtin_convertvector(v, vdouble); }
 static ALWAYS_INLINE vreal v_narrow(vdouble v) { return __builtin_convertvector(v, vreal); }
