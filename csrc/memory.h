@@ -8,4 +8,6 @@
  * walk down columns, and every row of a wide matrix is on a page of its own. */
 void *fbp_allocate(size_t bytes);
 
+enum { FBP_LARGE = 3 << 20 };   /* bytes */
+
 #endif

@@ -117,10 +117,15 @@ typedef vreal ternary(vreal a, vreal b, vreal d);
 /* y = [y +] f(a, b, d) */
 static ALWAYS_INLINE void combine(ptrdiff_t n, const real *a, const real *b, const real *d, int add, real *y, ternary *f)
 {
-    for (ptrdiff_t i = 0; i < n; i += VL) {
-        const ptrdiff_t r = n - i < VL ? n - i : VL;
-        const vreal v = f(v_part(a + i, r), v_part(b + i, r), v_part(d + i, r));
-        v_put(y + i, add ? v_part(y + i, r) + v : v, r);
+    ptrdiff_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        const vreal v = f(v_load(a + i), v_load(b + i), v_load(d + i));
+        v_store(y + i, add ? v_load(y + i) + v : v);
+    }
+    if (i < n) {
+        const ptrdiff_t r = n - i;
+        const vreal v = f(v_load_n(a + i, r), v_load_n(b + i, r), v_load_n(d + i, r));
+        v_store_n(y + i, add ? v_load_n(y + i, r) + v : v, r);
     }
 }
 
@@ -145,7 +150,7 @@ static void binary(int op, ptrdiff_t n, const real *a, const real *b, real *y)
     }
 }
 
-static void binary_backward(int op, int by_b, ptrdiff_t n, const real *a, const real *b, const real *dy, int add, real *dx)
+static ALWAYS_INLINE void binary_gradient(int op, int by_b, ptrdiff_t n, const real *a, const real *b, const real *dy, int add, real *dx)
 {
     switch (2 * op + by_b) {
     case 2 * FBP_PLUS:
@@ -157,6 +162,12 @@ static void binary_backward(int op, int by_b, ptrdiff_t n, const real *a, const 
     case 2 * FBP_OVER: combine(n, a, b, dy, add, dx, over_by_a); break;
     case 2 * FBP_OVER + 1: combine(n, a, b, dy, add, dx, over_by_b); break;
     }
+}
+
+static void binary_backward(int op, int by_b, ptrdiff_t n, const real *a, const real *b, const real *dy, int add, real *dx)
+{
+    if (add) binary_gradient(op, by_b, n, a, b, dy, 1, dx);
+    else binary_gradient(op, by_b, n, a, b, dy, 0, dx);
 }
 
 static ALWAYS_INLINE void line(ptrdiff_t n, real a, real b, const real *x, int add, real *y)

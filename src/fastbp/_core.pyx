@@ -6,6 +6,7 @@ have been checked in this file, and is held by a reference for as long as C runs
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
+from cpython.pyport cimport PY_SSIZE_T_MAX
 cimport numpy as cnp
 
 cnp.import_array()
@@ -24,6 +25,7 @@ cdef extern from "fastbp.h" nogil:
     const fbp_kernels *fbp_kernels_for(int type)
 
     void *fbp_allocate(size_t bytes)
+    enum: FBP_LARGE
     int fbp_openmp_version()
     int fbp_forked()
     int fbp_thread_limit()
@@ -276,13 +278,6 @@ cdef const int64_t *labels_of(object array, ptrdiff_t size) except? NULL:
     return <const int64_t *>cnp.PyArray_DATA(a)
 
 
-cdef cnp.ndarray empty(int type, ptrdiff_t rows, ptrdiff_t columns):
-    cdef cnp.npy_intp shape[2]
-    shape[0] = rows
-    shape[1] = columns
-    return cnp.PyArray_EMPTY(2, shape, number(type), 0)
-
-
 cdef void *allocate(size_t bytes) except NULL:
     cdef void *memory = fbp_allocate(bytes)
     if memory == NULL:
@@ -315,6 +310,52 @@ cdef int give(Spare *spare, void *memory, size_t bytes) noexcept:
     free(spare.memory)
     spare.memory, spare.bytes = memory, bytes
     return 0
+
+
+# Results that are large come in large pages, and the memory of the last few that were given back is kept: both because fresh pages cost as much as a
+# few passes over them.
+cdef enum: KEPT = 4
+cdef Spare results_kept[KEPT]
+
+
+cdef class Result:
+    """Owns the memory of one."""
+    cdef void *memory
+    cdef size_t bytes
+
+    def __dealloc__(self):
+        cdef int i, least = 0
+        if self.bytes > 16 << 20:
+            free(self.memory)
+            return
+        for i in range(1, KEPT):
+            if results_kept[i].memory == NULL or (results_kept[least].memory != NULL and results_kept[i].bytes < results_kept[least].bytes):
+                least = i
+        give(&results_kept[least], self.memory, self.bytes)
+
+
+cdef cnp.ndarray empty(int type, ptrdiff_t rows, ptrdiff_t columns):
+    """A new (rows, columns) array."""
+    cdef cnp.npy_intp shape[2]
+    cdef cnp.ndarray array
+    cdef Result owner
+    cdef size_t size = 4 if type == FBP_F32 else 8, bytes
+    cdef int i
+    shape[0] = rows
+    shape[1] = columns
+    if columns < 1 or <size_t>rows > <size_t>PY_SSIZE_T_MAX // size // <size_t>columns or rows * columns * size < FBP_LARGE:
+        return cnp.PyArray_EMPTY(2, shape, number(type), 0)
+    bytes = rows * columns * size
+    owner = Result()
+    for i in range(KEPT):
+        if results_kept[i].memory != NULL and bytes <= results_kept[i].bytes <= 2 * bytes:
+            owner.memory = take(&results_kept[i], bytes, &owner.bytes)
+            break
+    else:
+        owner.memory, owner.bytes = allocate(bytes), bytes
+    array = cnp.PyArray_SimpleNewFromData(2, shape, number(type), owner.memory)
+    cnp.set_array_base(array, owner)
+    return array
 
 
 def first_nonfinite(array):
