@@ -89,11 +89,32 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
     block->a = to;
 }
 
+static int same_sets(const fbp_kernels *t, ptrdiff_t stride) { return stride * (ptrdiff_t)t->size % 1024 == 0; }
+
 /* A transposed B that few rows pass over. */
 static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
 {
-    const int same_sets = q->b.col * (ptrdiff_t)t->size % 1024 == 0;
-    return m <= 3 && !same_sets && q->b.row == 1 && q->b.col != 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+    return m <= 3 && !same_sets(t, q->b.col) && q->b.row == 1 && q->b.col != 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+}
+
+/* One column: one row over the transposed A. */
+static int pays_as_a_row(const fbp_kernels *t, const fbp_product *q)
+{
+    const int forward = !q->epilogue || !q->epilogue->y;
+    return q->n == 1 && q->ldc == 1 && q->a.col == 1 && q->a.row != 1 && !same_sets(t, q->a.row) && forward && q->start == FBP_STORE && !q->chunked && !q->done
+        && q->k > 0;
+}
+
+static void gemm_row(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1)
+{
+    void *c = fbp_at(t, q->c, i0);
+    const fbp_block block = {
+        .m = 1, .n = i1 - i0, .k = q->k, .a = q->b.p, .a_row = q->k, .a_col = q->b.row,
+        .b = fbp_at(t, q->a.p, i0 * q->a.row), .b_panel = q->a.row, .c = c, .ldc = i1 - i0,
+    };
+    t->strips(&block);
+    if (q->epilogue && q->epilogue->bias) t->expand(1, i1 - i0, q->epilogue->bias, 1, c);
+    if (q->epilogue && q->epilogue->act != FBP_IDENTITY) t->act_forward(q->epilogue->act, i1 - i0, c, q->epilogue->alpha, c);
 }
 
 /* The product's epilogue for the part of C that begins at (i, j). */
@@ -108,6 +129,10 @@ static fbp_epilogue epilogue_at(const fbp_kernels *t, const fbp_product *q, ptrd
 /* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel. */
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
 {
+    if (pays_as_a_row(t, q)) {
+        gemm_row(t, q, i0, i1);
+        return;
+    }
     if (pays_in_strips(t, q, i1 - i0)) {
         fbp_epilogue e;
         fbp_block block = {

@@ -228,6 +228,10 @@ void fbp_run_team(int threads, enum fbp_subnormals mode, void (*body)(const fbp_
 
 void fbp_share(const fbp_worker *w, ptrdiff_t n, ptrdiff_t unit, ptrdiff_t *begin, ptrdiff_t *end)
 {
+    if (w->parts == 1) {   /* without the divisions, which a small layer would feel */
+        *begin = 0, *end = n;
+        return;
+    }
     const ptrdiff_t units = (n + unit - 1) / unit;
     const ptrdiff_t first = units * w->part / w->parts * unit, last = units * (w->part + 1) / w->parts * unit;
     *begin = first < n ? first : n;

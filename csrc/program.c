@@ -230,6 +230,7 @@ static void lose(const fbp_run *r, const fbp_frame *f, const fbp_worker *w, cons
         const ptrdiff_t O = p->value[v].width;
         fbp_loss_rows(p->table, w, q->loss, fbp_loss_factor(q->loss, batch_weight), f->rows, O, f->value[v], target[k], f->gradient[v],
                       partial + k * chunks);
+        if (q->weight == 1 && !q->outputs) continue;
         ptrdiff_t i, end;
         fbp_share(w, f->rows, FBP_LOSS_CHUNK, &i, &end);
         if (q->weight != 1) p->table->scale((end - i) * O, q->weight, fbp_at(p->table, f->gradient[v], i * O));
