@@ -16,9 +16,13 @@ FILL = {"input": "#dbeafe", "parameters": "#fde8c8", "other": "#eef0f2"}
 
 def draw(model: Any, path: str | os.PathLike[str], trace: Trace | None) -> None:
     """See Model.draw."""
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-    from matplotlib.path import Path
+    try:
+        import igraph  # noqa: F401  (used by _columns)
+        import matplotlib.pyplot as plt
+        from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+        from matplotlib.path import Path
+    except ImportError as error:
+        raise ImportError(f'draw needs matplotlib and igraph, pip install "fastbp[plot]": {error}') from error
 
     if trace is not None and not isinstance(trace, Trace):
         raise TypeError(f"trace must be what model.trace returned, or None, got {arrays.describe(trace)}")
