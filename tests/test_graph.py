@@ -383,3 +383,30 @@ def test_bad_graph_is_refused(case):
     with pytest.raises(kind) as caught:
         build()
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_an_output_may_stand_twice_be_read_on_be_an_input_or_an_identity():
+    rng = np.random.default_rng(0)
+    x, a, b = fb.Input(3), fb.Linear(3, 4, name="a"), fb.Linear(4, 2, name="b")
+    h = fb.ReLU()(a(x))
+    out = b(h)
+    model = fb.Model(x, [out, out, h, x, fb.Identity()(h)], dtype="float64", seed=0)
+    data = rng.normal(size=(9, 3))
+    w, c, v, d = model.parameters.values()
+    z = data @ w.T + c
+    hidden = np.maximum(z, 0)
+    exact = [hidden @ v.T + d] * 2 + [hidden, data, hidden]
+    assert all(close(part, whole) for outputs in (model.predict(data), model.forward(data)) for part, whole in zip(outputs, exact, strict=True))
+    douts = [rng.normal(size=part.shape) for part in exact]
+    dx = model.backward(douts)
+    dz = ((douts[0] + douts[1]) @ v + douts[2] + douts[4]) * (z > 0)
+    assert close(dx, dz @ w + douts[3]) and close(model.gradients["a.weight"], dz.T @ data)
+    assert close(model.gradients["b.weight"], (douts[0] + douts[1]).T @ hidden)
+    fitted, looped = model, copy.deepcopy(model)
+    loss, optimizer = fb.MSELoss(), fb.SGD(lr=0.1)
+    for i in (0, 5):
+        outputs = looped.forward(data[i : i + 5])
+        looped.backward([loss.value_and_grad(part, target[i : i + 5])[1] for part, target in zip(outputs, douts, strict=True)])
+        optimizer.step(looped)
+    fitted.fit(data, douts, loss=[fb.MSELoss() for _ in douts], optimizer=fb.SGD(lr=0.1), batch_size=5, shuffle=False)
+    assert all(np.array_equal(value, looped.parameters[name]) for name, value in fitted.parameters.items())
