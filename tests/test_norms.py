@@ -208,6 +208,12 @@ def test_errors_name_what_came(make, error, words):
         make()
 
 
+def test_an_empty_batch_passes_where_no_statistics_are_made():
+    model = fb.Sequential(fb.Linear(3, 4), fb.LayerNorm(4), seed=0)
+    assert model.forward(np.zeros((0, 3))).shape == (0, 4) and model.backward(np.zeros((0, 4))).shape == (0, 3)
+    assert not any(gradient.any() for gradient in model.gradients.values())
+
+
 def test_an_embedding_alone_takes_one_column_and_the_chain_says_how_many():
     assert fb.Sequential(fb.Embedding(4, 2)).predict([[3], [0]]).shape == (2, 2)
     assert fb.Sequential(fb.Embedding(4, 2), fb.LayerNorm(6)).inputs == 3

@@ -188,7 +188,7 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
     # The gradient that a contribution meets: the first in backward order stores, the others add; the loss comes before all. Columns of
     # the input that are picked meet nobody's. One operand of a sum takes the sum's gradient over as it is, where it lies.
     met = set(leaving)
-    shared: dict[int, int] = {}   # value -> the value whose gradient lies in the same place
+    shared: dict[int, int] = {}   # value -> the first one whose gradient lies in the same place
     contributions: list[dict[str, int]] = [{} for _ in operations]
     for i in reversed(range(count)):
         op = operations[i]
@@ -199,10 +199,10 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
                 contributions[i][key] = _core.MORE
             else:
                 passes = op.kind == "binary" and op.x != op.z and (op.function == "plus" or (op.function == "minus" and key == "dx"))
-                shares = passes and not keep and v != input and op.y not in shared.values()
+                shares = passes and not keep and v != input and contributions[i].get("dx") != _core.SHARED
                 contributions[i][key] = _core.SHARED if shares else _core.FIRST
                 if shares:
-                    shared[v] = op.y
+                    shared[v] = shared.get(op.y, op.y)
                 met.add(v)
 
     # Elementwise operations on as many elements that follow each other make one stage: they run block by block, at the same time.
@@ -234,16 +234,11 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
     else:
         lives = {v: (stage[maker[v]], stage[last_reader[v]]) for v in values if v != input and v not in leaving} | {key: (stage[key[1]], stage[key[1]]) for key in rooms}
         gradient_lives = {}
-    def owner(v: int) -> int:
-        while v in shared:
-            v = shared[v]
-        return v
-
-    for v in shared:
-        (birth, death), (other_birth, other_death) = gradient_lives.pop(v), gradient_lives[owner(v)]
-        gradient_lives[owner(v)] = min(birth, other_birth), max(death, other_death)
+    for v, owner in shared.items():
+        (birth, death), (other_birth, other_death) = gradient_lives.pop(v), gradient_lives[owner]
+        gradient_lives[owner] = min(birth, other_birth), max(death, other_death)
     offsets, arena = _plan(size | {~v: size[v] for v in gradient_lives}, lives | {~v: life for v, life in gradient_lives.items()})
-    offsets |= {~v: offsets[~owner(v)] for v in shared}
+    offsets |= {~v: offsets[~owner] for v, owner in shared.items()}
 
     # Offsets of an operation's parameters, two at most, and who else has a part in their gradients.
     at: list[tuple[int, int]] = []

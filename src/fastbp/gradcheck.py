@@ -134,9 +134,9 @@ def check_gradients(model: Any, loss: Any, x: ArrayLike, y: ArrayLike, *, step: 
 
     checked = [(name, model.parameters[name], gradient) for name, gradient in gradients.items()]
     rows = [_row(name, array, gradient, np.arange(array.size), value, float(at_start), step, tolerance) for name, array, gradient in checked]
-    first = 0
+    first, categories = 0, model.category_columns
     for i, (part, dpart) in enumerate(zip(inputs, dx, strict=True) if several else [(inputs, dx)]):
-        quantities = [column not in model.category_columns for column in range(first, first + part.shape[1])]   # categories cannot be moved a little
+        quantities = [column not in categories for column in range(first, first + part.shape[1])]   # categories cannot be moved a little
         if any(quantities):
             elements = np.arange(part.size).reshape(part.shape)[:, quantities].ravel()
             rows.append(_row(f"input {i}" if several else "input", part, dpart, elements, value, float(at_start), step, tolerance))

@@ -48,7 +48,6 @@ class Model:
         order = _needed(given, wanted)
         self._lists = not isinstance(inputs, Symbol), not isinstance(outputs, Symbol)   # whether several are taken, given
         self._outputs = wanted
-        self._output_widths = [symbol.width for symbol in wanted]
         self._symbols = [*given, *(symbol for symbol in order if symbol not in given)]
         input_widths = [symbol.width for symbol in given]
 
@@ -202,13 +201,13 @@ class Model:
 
     @property
     def least_rows(self) -> int:
-        """Rows that a training batch needs."""
-        return 2 if any(node.layer is not None and node.layer.operation == "batchnorm" for node in self.nodes) else 1
+        """Rows that a training batch needs: two for batch statistics, else any number will do."""
+        return 2 if any(node.layer is not None and node.layer.operation == "batchnorm" for node in self.nodes) else 0
 
     @property
     def output_widths(self) -> list[int] | None:
         """Features of each output of a model that was made with a list of outputs, else None."""
-        return self._output_widths if self._lists[1] else None
+        return [self.nodes[output].width for output in self.outputs] if self._lists[1] else None
 
     @property
     def flat_parameters(self) -> np.ndarray:
@@ -369,7 +368,7 @@ class Model:
         """f(x) as a fresh array, keeping what `backward` needs. `training` switches dropout on."""
         x = self.matrix("x", x)
         training = arrays.flag("training", training)
-        if training and len(x) < self.least_rows:
+        if training and len(x) < 2 and len(x) < self.least_rows:   # a large batch asks nobody
             raise ValueError(f"x must have at least {self.least_rows} rows to train BatchNorm1d, got {arrays.describe(x)}")
         program = self._stepper
         if program is None or program.inputs != x.shape[1] or program.capacity < len(x):
@@ -509,7 +508,7 @@ class Model:
         return _table(self, ("", "node", "reads", "output", "parameters"), rows, f"Model, {self.dtype.name}, inputs {self._input_widths}")
 
     def __repr__(self) -> str:
-        return f"Model(inputs={self._input_widths}, outputs={self._output_widths}, {len(self._symbols)} nodes, dtype={self.dtype.name!r})"
+        return f"Model(inputs={self._input_widths}, outputs={[symbol.width for symbol in self._outputs]}, {len(self._symbols)} nodes, dtype={self.dtype.name!r})"
 
 
 def _table(model: Model, header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
@@ -636,7 +635,7 @@ class Sequential(Model):
                 names.setdefault(item, item.name or str(i))
         if len(set(names.values())) < len(names):
             raise ValueError(f"name: two layers are called the same, got {', '.join(names.values())}")
-        self._lists, self._input_widths, self._output_widths = (False, False), [nodes[0].width], [nodes[-1].width]
+        self._lists, self._input_widths = (False, False), [nodes[0].width]
         self._symbols, self._outputs, self._place = [], [], {}   # nobody has seen any
         self._set_up(nodes, [len(nodes) - 1], names, dtype, seed)
 
