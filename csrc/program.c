@@ -240,10 +240,9 @@ static void lose(const fbp_run *r, const fbp_frame *f, const fbp_worker *w, cons
 
 /* Whole steps until the time is up, the epoch ends, or a number stops being finite. All workers run this side by side, each
  * with its own frame; they take every decision from the same numbers. Worker 0 alone writes to the run. */
-static void train(const fbp_worker *w, void *argument)
+static void train_steps(fbp_run *r, const fbp_worker *w)
 {
     enum { SMALL = 8192 };
-    fbp_run *r = argument;
     const fbp_program *p = r->frame->program;
     const fbp_kernels *t = p->table;
     const fbp_optimizer *o = r->optimizer;
@@ -329,6 +328,34 @@ static void train(const fbp_worker *w, void *argument)
     }
 }
 
+/* Turning a weight and its states there and back costs as much as some steps gain by it. Where there is a penalty its sum would depend on how the
+ * weights lie, with clipping the norm would, and who asks for the gradient wants it as it is. */
+static int pays_to_turn(const fbp_run *r)
+{
+    enum { STEPS = 8 };
+    const double rate = 5e10, seconds = 3 * r->frame->program->work_per_row * (double)r->batch_size / rate;   /* of a step: multiply-adds */
+    const double arrays = 1 + (r->state1 != NULL) + (r->state2 != NULL);
+    return r->optimizer->kind != FBP_GRADIENT && r->optimizer->penalty == 0 && r->optimizer->clip_norm == 0
+        && (double)(r->batches - r->batch) >= STEPS * arrays && r->seconds >= STEPS * arrays * seconds;
+}
+
+static void turn(fbp_run *r, int back, const fbp_worker *w)
+{
+    const fbp_program *p = r->frame->program;
+    void *const arrays[] = {r->params, r->state1, r->state2};
+    for (const fbp_op *op = p->op; op < p->op + p->ops; op++)
+        for (int i = 0; i < 3; i++)
+            if (op->turns && arrays[i]) fbp_dense_turn(r->frame, op, back, arrays[i], w);
+}
+
+static void train(const fbp_worker *w, void *run)
+{
+    fbp_run *r = run;
+    if (r->frame->turned) turn(r, 0, w);
+    train_steps(r, w);
+    if (r->frame->turned) turn(r, 1, w);
+}
+
 void fbp_train(fbp_run *r)
 {
     const uint64_t before = (uint64_t)r->steps;
@@ -336,7 +363,9 @@ void fbp_train(fbp_run *r)
         r->status = FBP_DONE;
         return;
     }
+    r->frame->turned = pays_to_turn(r);
     fbp_run_team(r->threads, FBP_SUBNORMALS_FLUSHED, train, r);
+    r->frame->turned = 0;
     r->cleared = 1;
     r->frame->step += (uint64_t)r->steps - before;
 }

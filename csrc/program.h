@@ -38,6 +38,7 @@ typedef struct {
     int last_w, last_b;            /* 1: nothing is added to dw, db after this, and nobody reads the weight, the bias any more */
     int closes;                    /* 1: dy is to be multiplied by act'(y) first: no reader of y did so */
     int transposed;                /* 1: the weight lies as (I, O) */
+    int turns;                     /* 1: it may lie so for the time of a call, as nobody else reads it; forward and dw are faster then, dx is not wanted */
     ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none. Batchnorm: of running mean and variance */
     ptrdiff_t at;                  /* place, pick: the first column; embedding: the rows of w; batchnorm: offset of the count of batches */
     ptrdiff_t room;                /* offset in the arena of what the operation keeps for its backward; -1: nothing */
@@ -140,6 +141,7 @@ typedef struct {
     void *grads;
     ptrdiff_t rows;
     int training;                  /* 0: dropout is the identity */
+    int turned;                    /* 1: weights that turn lie as (I, O) now */
     uint64_t seed, step;           /* of dropout */
     const fbp_csr *csr;            /* a sparse input: row i of the batch is row order[first + i], or first + i without an order */
     const int64_t *order;

@@ -492,11 +492,21 @@ def test_a_sparse_network_refuses_dense_rows_where_it_is_handed_out():
     """Callbacks see the chain of layers; for sparse data its input is no array"""
     class Poke:
         def on_epoch_end(self, model, epoch, logs):
-            for method in (model.predict, model.forward, model.save):
+            for method in (model.predict, model.forward):
                 with pytest.raises(TypeError, match="sparse"):
                     method(X_IRIS)
 
     MLPClassifier(max_iter=1, callbacks=[Poke()]).fit(sparse.csr_array(X_IRIS), Y_IRIS)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
+def test_a_trained_network_has_a_model_file_for_dense_rows(kind, tmp_path):
+    saved = fb.ModelCheckpoint(tmp_path / "last.safetensors", monitor="loss", mode="max")
+    model = MLPClassifier((7,), max_iter=1, callbacks=[saved], random_state=0).fit(kind(X_IRIS), Y_IRIS)
+    loaded = fb.load(tmp_path / "last.safetensors")
+    np.testing.assert_array_equal(loaded.parameters["0.weight"], model.coefs_[0].T)
+    np.testing.assert_array_equal(loaded.predict(X_IRIS).argmax(axis=1), model.predict(X_IRIS))
+    assert model.coefs_[0].flags.c_contiguous and loaded.parameters["0.weight"].flags.c_contiguous
 
 
 @pytest.mark.parametrize("broken", [

@@ -102,6 +102,39 @@ def test_updates_that_ride_on_the_gradients_equal_the_loop_bit_for_bit(build, no
     assert_same_bits(fitted, looped)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("inputs", [1, 3, 17, 300])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_first_weight_that_lies_transposed_in_long_calls_equals_the_loop_bit_for_bit(build, no_grain, dtype, threads, inputs, optimizer):
+    """enough batches in one call for the weight and the optimizer's state to be turned, and on_batch_end, which sees every step, between two of them"""
+    x, y, _ = draw("MSELoss", n=100, inputs=inputs)
+    layers = [("Linear", inputs, 31), ("Tanh",), ("Linear", 31, 3)]
+    fitted, watched, looped = (build(layers, dtype=dtype) for _ in range(3))
+
+    class Watch:
+        def on_batch_end(self, model, batch, logs):
+            pass
+
+    with fb.num_threads(threads):
+        fitted.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=3, shuffle=False)
+        watched.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=3, shuffle=False, callbacks=[Watch()])
+    run(loop(looped, x, y, fb.MSELoss(), make(fb, *optimizer), 2, 3))
+    assert_same_bits(fitted, looped)
+    assert_same_bits(watched, looped)
+
+
+def test_a_weight_with_two_readers_stays_as_it_is(dtype):
+    def model():
+        x, layer = fb.Input(3), fb.Linear(3, 3)
+        return fb.Model(x, fb.Linear(3, 3)(layer.transpose()(fb.tanh(layer(fb.relu(layer(x)))))), dtype=dtype, seed=0)
+
+    x, y, _ = draw("MSELoss", n=100, inputs=3)
+    fitted, looped = model(), model()
+    fitted.fit(x, y, loss=fb.MSELoss(), optimizer=fb.Adam(), epochs=2, batch_size=3, shuffle=False)
+    run(loop(looped, x, y, fb.MSELoss(), fb.Adam(), 2, 3))
+    assert_same_bits(fitted, looped)
+
+
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss[0] != "BCELoss"], ids=str)
 @pytest.mark.parametrize("activation", sorted(reference.ACTIVATIONS))
 def test_fused_layers_equal_the_loop_bit_for_bit(build, dtype, loss, activation):

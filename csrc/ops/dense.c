@@ -8,13 +8,39 @@ static void *scratch_of(const fbp_frame *f, const fbp_worker *w)
     return (char *)f->scratch + (size_t)w->part * f->program->scratch;
 }
 
+static int lies_transposed(const fbp_frame *f, const fbp_op *op) { return op->transposed || (op->turns && f->turned); }
+
 /* w as an (O, I) matrix. */
 static fbp_matrix weight_of(const fbp_frame *f, const fbp_op *op)
 {
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     const void *w = fbp_at(f->program->table, f->params, op->weight);
-    return op->transposed ? (fbp_matrix){w, 1, O} : (fbp_matrix){w, I, 1};
+    return lies_transposed(f, op) ? (fbp_matrix){w, 1, O} : (fbp_matrix){w, I, 1};
 }
+
+#define TRANSPOSE(type) \
+    for (ptrdiff_t i0 = begin; i0 < end; i0 += BLOCK) \
+        for (ptrdiff_t j0 = 0; j0 < columns; j0 += BLOCK) \
+            for (ptrdiff_t i = i0; i < end && i < i0 + BLOCK; i++) \
+                for (ptrdiff_t j = j0; j < columns && j < j0 + BLOCK; j++) ((type *)to)[i * columns + j] = ((const type *)from)[j * rows + i]
+
+/* An array laid out as the weight, (O, I), to (I, O) or back, by way of the weight's gradient. */
+void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, void *array, const fbp_worker *w)
+{
+    enum { BLOCK = 16 };
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, rows = back ? O : I, columns = back ? I : O;
+    void *to = fbp_at(t, array, op->weight), *from = fbp_at(t, f->grads, op->weight);
+    ptrdiff_t begin, end;
+    fbp_share(w, rows * columns, 1, &begin, &end);
+    memcpy(fbp_at(t, from, begin), fbp_at(t, to, begin), (size_t)(end - begin) * t->size);
+    fbp_barrier(w);
+    fbp_share(w, rows, BLOCK, &begin, &end);
+    if (t->size == sizeof(float)) TRANSPOSE(float);
+    else TRANSPOSE(double);
+    fbp_barrier(w);
+}
+#undef TRANSPOSE
 
 void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
@@ -68,13 +94,13 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     const void *dy = f->gradient[op->y];
-    const int start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, updates = f->update && op->last_w;
-    weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, op->weight, op->transposed ? O : I};
-    const fbp_matrix x = {f->value[op->x], I, 1}, d = {dy, O, 1}, left = op->transposed ? x : d;   /* dw = dyᵀ x, stored transposed: xᵀ dy */
+    const int start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, updates = f->update && op->last_w, transposed = lies_transposed(f, op);
+    weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, op->weight, transposed ? O : I};
+    const fbp_matrix x = {f->value[op->x], I, 1}, d = {dy, O, 1}, left = transposed ? x : d;   /* dw = dyᵀ x, stored transposed: xᵀ dy */
     const fbp_product dw = {
-        .m = op->transposed ? I : O, .n = u.columns, .k = f->rows,
+        .m = transposed ? I : O, .n = u.columns, .k = f->rows,
         .a = {left.p, left.col, left.row},
-        .b = op->transposed ? d : x,
+        .b = transposed ? d : x,
         .c = fbp_at(t, f->grads, op->weight), .ldc = u.columns, .start = start, .chunked = 1, .by_rows = 1,
         .done = updates ? update_block : NULL, .context = &u,
     };

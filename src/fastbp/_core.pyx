@@ -72,7 +72,7 @@ cdef extern from "fastbp.h" nogil:
     ptrdiff_t fbp_first_nonfinite(const fbp_kernels *t, ptrdiff_t n, const void *x)
 
     ctypedef struct fbp_op:
-        int kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed
+        int kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns
         ptrdiff_t weight, bias, at, room
         double alpha, beta, dalpha, zalpha
         int stream, stage
@@ -490,7 +490,7 @@ cdef class Program:
 
     values      (width, offset of the value, offset of its gradient; -1: none)
     outputs     (value, activation and its parameter that the loss' gradient passes through); where there are several, lists of arrays come and go
-    operations  (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha,
+    operations  (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, at, alpha,
                 beta, dalpha, zalpha, stream, room, stage)
     complete    whether the operations read all parameters
     nodes       node of the graph -> the value that holds it
@@ -526,7 +526,7 @@ cdef class Program:
                     raise ValueError(f"value {i} lies outside the arena")
             self.value[i] = fbp_value(width, offset, gradient)
         for i, operation in enumerate(operations):
-            (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, alpha, beta, dalpha, zalpha,
+            (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, at, alpha, beta, dalpha, zalpha,
              stream, room, stage) = operation
             if not (0 <= x < n and 0 <= z < n and 0 <= y < n and 0 <= kind < FBP_OP_KINDS):
                 raise ValueError(f"operation {i} is malformed")
@@ -548,7 +548,7 @@ cdef class Program:
             else: fits = kind in (FBP_DENSE, FBP_EMBEDDING) or X == Y
             if not fits:
                 raise ValueError(f"operation {i} does not fit the widths of its values")
-            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, weight, bias, at, room, alpha, beta,
+            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, at, room, alpha, beta,
                                 dalpha, zalpha, stream, stage)
             statistics |= kind == FBP_BATCHNORM
         self.output = <fbp_output *>allocate(len(outputs) * sizeof(fbp_output))

@@ -264,11 +264,13 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
         weight, bias = at[i]
         dw, last_w = meets(weight, i)
         db, last_b = meets(bias, i)
+        transposed = op.layer is not None and op.layer.transposed
+        turns = op.kind == "dense" and contributions[i]["dx"] == _core.UNWANTED and len(users[weight]) == 1 and not transposed
         function = BINARY[op.function] if op.kind == "binary" else _core.ACTIVATIONS[op.function]
         table.append((_core.OPERATIONS[op.kind], number[op.x], number[op.x if op.z < 0 else op.z], number[op.y], function,
                       _core.ACTIVATIONS[closing.function] if closing else IDENTITY, _core.ACTIVATIONS[closing_z.function] if closing_z else IDENTITY,
                       contributions[i]["dx"], contributions[i]["dz"],
-                      dw, db, last_w, last_b, closes, getattr(op.layer, "transposed", False),
+                      dw, db, last_w, last_b, closes, transposed, turns,
                       weight, bias, places[op.layer]["num_batches_tracked"] if op.kind == "batchnorm" else op.at, op.alpha, op.beta,
                       closing.alpha if closing else 0.0, closing_z.alpha if closing_z else 0.0, op.stream, offsets.get(("room", i), -1), stage[i]))
     ends = []

@@ -90,12 +90,15 @@ class Model:
         self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}   # name -> offset, shape
         self._places: dict[Layer, dict[str, int]] = {}   # layer -> the offset of each part
         self._statistics: set[str] = set()
+        self._transposed: set[str] = set()
         size = 0
         for layer, name in self._names.items():
             at = {}
             for part, shape in layer.shapes().items():
                 at[part] = size
                 self._shapes[_full_name(name, part)] = size, shape
+                if part == "weight" and layer.transposed:
+                    self._transposed.add(_full_name(name, part))
                 if part in layer.statistics:
                     self._statistics.add(_full_name(name, part))
                 size += -(-int(np.prod(shape, dtype=object)) // unit) * unit
@@ -239,7 +242,8 @@ class Model:
         return self._views(flat, (name for name in self._shapes if name not in self._statistics))
 
     def _views(self, flat: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
-        return {name: flat[at : at + math.prod(shape)].reshape(shape) for name in names for at, shape in (self._shapes[name],)}
+        return {name: flat[at : at + math.prod(shape)].reshape(shape, order="F" if name in self._transposed else "C")
+                for name in names for at, shape in (self._shapes[name],)}
 
     def slots(self, decay: Callable[[str], float] = lambda name: 1.0) -> list[tuple[int, int, float, float]]:
         """(offset, size, factor on the rate, factor on the decay) for the update; neighbours with equal factors are one slot. The rate of what

@@ -38,25 +38,6 @@ ACTIVATIONS = {"identity": Identity, "logistic": Sigmoid, "tanh": Tanh, "relu": 
                "softplus": Softplus}
 
 
-class _SparseLinear(Linear):
-    """y = x w + b for rows x of a sparse matrix; w (in_features, out_features)."""
-
-    operation = "sparse"
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return super().shapes() | {"weight": (self.in_features, self.out_features)}
-
-    def initial(self, part: str, rng: np.random.Generator) -> Any:
-        return 0.0   # the parameters come from the estimator
-
-
-class _SparseChain(Sequential):
-    """A chain that begins with a _SparseLinear."""
-
-    def save(self, path: Any) -> None:
-        raise TypeError("a network whose input is a sparse matrix has no model file: pickle the estimator")
-
-
 @dataclass
 class _Csr:
     """A sparse matrix as the engine reads it: row i has values data[indptr[i] : indptr[i + 1]] in columns indices[...]."""
@@ -83,13 +64,16 @@ class _Network:
         layers, names = [], []
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
             names.append(str(len(layers)))
-            layers.append(_SparseLinear(inputs, outputs) if sparse and i == 0 else Linear(inputs, outputs, init="zeros"))
+            layers.append(Linear(inputs, outputs, init="zeros"))
+            if i == 0:   # lies as coefs_[0]: no gradient by the input is wanted, and the other products are faster
+                layers[0].transposed = True
+                layers[0].operation = "sparse" if sparse else "dense"
             if i < len(activations):
                 layers.append(ACTIVATIONS[activations[i]]())
                 if dropout:
                     layers.append(Dropout(dropout))
         self.form = tuple(widths), tuple(activations), dropout, sparse, np.dtype(dtype)
-        self.model = (_SparseChain if sparse else Sequential)(*layers, dtype=dtype, seed=0)
+        self.model = Sequential(*layers, dtype=dtype, seed=0)
         self._names = names
         self._twin: _Network | None = None   # of the other dtype
         self.updates: _Updates | None = None   # of the last fit
@@ -98,10 +82,7 @@ class _Network:
     def parts(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """An array laid out as the parameters, in scikit-learn's terms: (fan_in, fan_out) and (fan_out,) of every layer."""
         views = self.model.views(flat)
-        weights = [views[f"{name}.weight"] for name in self._names]
-        if self.form[3]:
-            weights[0] = weights[0].T
-        return [weight.T for weight in weights], [views[f"{name}.bias"] for name in self._names]
+        return [views[f"{name}.weight"].T for name in self._names], [views[f"{name}.bias"] for name in self._names]
 
     def holds(self, coefs: Sequence[Any], intercepts: Sequence[Any]) -> bool:
         """Whether these are the parameters themselves."""
@@ -594,7 +575,7 @@ class MLPClassifier(_Perceptron, neural_network.MLPClassifier):
     clip_norm
         None, or the 2-norm that the gradient of a batch (without the penalty's) is scaled down to
     callbacks
-        None or a list, see fastbp.callbacks: `model` is the chain of layers up to the logits (it cannot be saved when X is sparse), logs have
+        None or a list, see fastbp.callbacks: `model` is the chain of layers up to the logits, logs have
         "loss", "val_loss", "val_score"
     num_threads
         None: fits at the same time share the threads; or the most to use

@@ -32,6 +32,7 @@ class Layer:
     derivative_from = "output"
     name: str | None = None   # of its parameters, when the caller has given one
     in_features: int | None = None   # the only width it takes, if there is one
+    transposed = False   # whether its weight (out, in) lies in memory as (in, out)
     statistics: frozenset[str] = frozenset()   # those of `shapes` that training passes measure instead of the optimizer's training them
 
     def width(self, inputs: int | None) -> int | None:
