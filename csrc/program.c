@@ -259,8 +259,8 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     void *input_room = value[p->input];
     int64_t steps = r->steps;
     const double start = w->part == 0 ? now() : 0;
-    const ptrdiff_t first_batch = r->batch;
-    ptrdiff_t look = first_batch;
+    int64_t look = steps;
+    const int64_t first_step = steps;
 
     if (w->part == 0) r->paused = 0;
     if (f.csr && rides && !r->cleared) {
@@ -270,7 +270,8 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
         fbp_barrier(w);
     }
 
-    for (ptrdiff_t b = first_batch;; b++) {
+    for (;;) {
+        const ptrdiff_t b = r->batch;
         const ptrdiff_t first = b * r->batch_size;
         f.rows = r->n - first < r->batch_size ? r->n - first : r->batch_size;
         assert(0 < f.rows && f.rows <= p->capacity && b < r->batches);
@@ -288,7 +289,7 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
         for (int k = 0; k < p->outputs; k++) loss += r->objective[k].weight * fbp_chunk_total(losses + k * chunks, f.rows);
         if (w->part == 0) r->last_loss = loss;
         if (!isfinite(loss) && !r->tolerant) {   /* before anything is updated */
-            if (w->part == 0) r->batch = b, r->status = FBP_LOSS_NOT_FINITE;
+            if (w->part == 0) r->status = FBP_LOSS_NOT_FINITE;
             return;
         }
         statistics(&f, w);
@@ -310,16 +311,21 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
             if (r->wants_accuracy) r->hits += fbp_chunk_total(hits, f.rows);
             r->batch = b + 1;
             r->steps = steps;
-            if (b >= look) {   /* at the clock, which takes longer than a small layer: soon at first, then after 1/16 of the steps made */
+            if (steps > look) {   /* at the clock, which takes longer than a small layer: soon at first, then after 1/16 of the steps made */
                 r->paused = now() - start >= r->seconds;
-                look = b + 1 + (b - first_batch) / 16;
+                look = steps + (steps - first_step - 1) / 16;
             }
         }
         fbp_barrier(w);
         /* What is read here is written again only after the next step's barriers. */
         int not_finite = 0;
         for (int i = 0; i < w->parts; i++) not_finite |= broken[i] != 0;
-        const int done = b + 1 == r->batches;
+        int done = b + 1 == r->batches;
+        if (done && r->next) {   /* the order changes: nobody reads it now */
+            if (w->part == 0 && r->next(r->context, r->loss_sum)) r->batch = 0, r->loss_sum = r->hits = 0;
+            fbp_barrier(w);
+            done = r->batch != 0;
+        }
         if (not_finite || done || r->paused) {
             if (w->part == 0) r->status = not_finite ? FBP_PARAMETER_NOT_FINITE : done ? FBP_DONE : FBP_RUNNING;
             return;

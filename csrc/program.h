@@ -181,7 +181,8 @@ typedef struct {
     void *outputs;                 /* (n, O) to receive the predictions in batch order, or NULL */
 } fbp_objective;
 
-/* Batches [batch, batches) of one epoch over n rows: gather, forward, loss, backward, update; ends a step after `seconds`. */
+/* Batches [batch, batches) of an epoch over n rows: gather, forward, loss, backward, update; ends a step after `seconds`. With `next` other epochs
+ * follow for as long as it says so. */
 typedef struct {
     fbp_frame *frame;
     const fbp_objective *objective;    /* one per output */
@@ -204,6 +205,8 @@ typedef struct {
     int64_t steps;                 /* updates the optimizer has made */
     double loss_sum, hits;         /* running sums of rows * loss and of right answers */
     double last_loss;
+    int (*next)(void *context, double loss_sum);   /* after an epoch: 1 to go on with another, whose order it has put where `order` is; or NULL */
+    void *context;
     int paused;                    /* the time is up */
     int status;
 } fbp_run;

@@ -3,11 +3,13 @@
 have been checked in this file, and is held by a reference for as long as C runs without the GIL."""
 
 
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.pyport cimport PY_SSIZE_T_MAX
 cimport numpy as cnp
+from numpy.random cimport bitgen_t
 
 cnp.import_array()
 
@@ -154,6 +156,8 @@ cdef extern from "fastbp.h" nogil:
         ptrdiff_t batch, batches
         int64_t steps
         double loss_sum, hits, last_loss
+        int (*next)(void *context, double loss_sum) noexcept
+        void *context
         int status
 
     int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
@@ -731,6 +735,74 @@ cdef class Program:
         return self.copy(self.frame.value, v), self.copy(self.frame.gradient, v)
 
 
+cdef struct series:
+    bitgen_t *source
+    int64_t *order
+    double *loss               # of the epochs that are complete
+    ptrdiff_t n, epochs, most
+    bint single
+    double best, tol
+    ptrdiff_t idle, patience
+
+
+cdef int next_epoch(void *context, double loss_sum) noexcept nogil:
+    """Books an epoch and prepares another one, unless it was the last: see Series."""
+    cdef series *s = <series *>context
+    cdef double loss = loss_sum / s.n, bar = s.best - s.tol
+    cdef uint32_t mask = 1
+    cdef ptrdiff_t i, j
+    s.loss[s.epochs] = loss
+    s.epochs += 1
+    if s.single:   # as NumPy compares float32 scalars and Python's numbers
+        loss, bar = <float>loss, <float>s.best - <float>s.tol
+    s.idle = s.idle + 1 if loss > bar else 0
+    if loss < s.best:
+        s.best = loss
+    if s.epochs == s.most or s.idle > s.patience:
+        return 0
+    if s.source != NULL:
+        while mask < s.n - 1:
+            mask = 2 * mask + 1
+        for i in range(s.n - 1, 0, -1):
+            while mask >> 1 >= i:
+                mask >>= 1
+            j = s.source.next_uint32(s.source.state) & mask
+            while j > i:
+                j = s.source.next_uint32(s.source.state) & mask
+            s.order[i], s.order[j] = s.order[j], s.order[i]
+    return 1
+
+
+cdef class Series:
+    """Up to `most` epochs over n rows in one call, for Run.start; `losses` are the mean losses of those that are complete.
+
+    After each the order (int64) is shuffled in place as `random_state`, a numpy.random.RandomState, shuffles an array; None: it stays. The epochs end
+    early after more than `patience` in a row whose loss was above the best one minus tol, `idle` of which have been already; single: compared in float32.
+    """
+    cdef series c
+    cdef object held, lock
+
+    def __cinit__(self, ptrdiff_t n, order, random_state, ptrdiff_t most, bint single, double best, double tol, ptrdiff_t idle, ptrdiff_t patience):
+        if not (0 < n <= 0xffffffff and most > 0):
+            raise ValueError("a series needs rows and epochs")
+        self.c = series(NULL, NULL, NULL, n, 0, most, single, best, tol, idle, patience)
+        if random_state is not None:
+            generator = random_state._bit_generator
+            self.held, self.lock = (order, generator), generator.lock
+            self.c.order = <int64_t *>labels_of(order, n)
+            self.c.source = <bitgen_t *>PyCapsule_GetPointer(generator.capsule, "BitGenerator")
+            if self.c.order == NULL or not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>order):
+                raise ValueError("order must be there, and writable")
+        self.c.loss = <double *>allocate(most * sizeof(double))
+
+    def __dealloc__(self):
+        free(self.c.loss)
+
+    @property
+    def losses(self):
+        return [self.c.loss[i] for i in range(self.c.epochs)]
+
+
 cdef class Run:
     """Training of one program on one data set. `start` begins an epoch, `advance` runs whole steps for a while.
 
@@ -743,6 +815,7 @@ cdef class Run:
     cdef Program program
     cdef object held               # every array whose memory C uses
     cdef object epoch              # the order and learning rates of the running epoch
+    cdef Series series             # that it is part of, or None
     cdef readonly int team         # threads that a step deserves
     cdef fbp_objective *objective
 
@@ -790,8 +863,8 @@ cdef class Run:
         free(self.c.partial)
         free(self.objective)
 
-    def start(self, order, lr, ptrdiff_t batch=0):
-        """An epoch over the rows in this order (int64, or None: as they are), at batch i with learning rate lr[i]."""
+    def start(self, order, lr, ptrdiff_t batch=0, Series series=None):
+        """An epoch over the rows in this order (int64, or None: as they are), at batch i with learning rate lr[i]; the first one of a series, or alone."""
         cdef ptrdiff_t batches = (self.c.n + self.c.batch_size - 1) // self.c.batch_size, i
         cdef const int64_t *rows = labels_of(order, self.c.n)
         if rows != NULL:
@@ -803,12 +876,25 @@ cdef class Run:
         self.c.order = rows
         self.c.batch, self.c.batches = batch, batches
         self.c.loss_sum = self.c.hits = 0
+        self.series, self.c.next, self.c.context = series, NULL, NULL
+        if series is not None:
+            if series.c.n != self.c.n or (series.c.source != NULL and series.c.order != rows) or not self.c.tolerant:
+                raise ValueError("the series does not fit the run")
+            self.c.next, self.c.context = next_epoch, &series.c
 
     def advance(self, int threads, double seconds, ptrdiff_t batches=0):
         """Runs whole steps for about this long, at least one; `batches` > 0: that many at most. Returns the status."""
-        cdef ptrdiff_t end = self.c.batches
         if not 1 <= threads <= self.team:
             raise ValueError(f"threads must be from 1 to {self.team}, got {threads}")
+        if self.series is not None and batches > 0:
+            raise ValueError("a series runs to the end of its epochs")
+        if self.series is None or self.series.lock is None:
+            return self.proceed(threads, seconds, batches)
+        with self.series.lock:   # others may draw from the same generator
+            return self.proceed(threads, seconds, batches)
+
+    cdef object proceed(self, int threads, double seconds, ptrdiff_t batches):
+        cdef ptrdiff_t end = self.c.batches
         self.program.enter(self.team)
         if 0 < batches < end - self.c.batch:
             self.c.batches = self.c.batch + batches

@@ -425,48 +425,60 @@ class _Perceptron:
         held_out = None if validation is None else self._held_out(network, loss, validation)
         self.validation_loss_curve_ = None if held_out is None else []
         watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
+        alone = (not (callbacks or validation or self.verbose or self.progress) and self.learning_rate != "invscaling"   # nobody looks between epochs
+                 and np.result_type(self.best_loss_, dtype) == dtype)
         model.optimizer = updates
         order, epochs = np.arange(n_samples) if self.shuffle else None, 1 if incremental else self.max_iter
+
+        def ended(mean_loss: float) -> bool:
+            """Books an epoch. Whether it was the last one."""
+            self.n_iter_ += 1
+            self.loss_ = dtype.type(mean_loss)
+            self.t_ += n_samples
+            self.loss_curve_.append(self.loss_)
+            if self.verbose:
+                print("Iteration %d, loss = %.8f" % (self.n_iter_, self.loss_))
+            self._update_no_improvement_count(self.early_stopping, *(validation or (None, None, None)))
+            logs = {"loss": float(self.loss_)}
+            if held_out is not None:
+                self.validation_loss_curve_.append(held_out())
+                logs["val_loss"] = self.validation_loss_curve_[-1]
+            if self.early_stopping:
+                logs["val_score"] = self.validation_scores_[-1]
+            tick(self.loss_)
+            updates.optimizer.iteration_ends(self.t_)
+            if training._call(callbacks, "on_epoch_end", model, self.n_iter_ - 1, logs) or self._converged():
+                return True
+            if self.n_iter_ == self.max_iter and not incremental:
+                warnings.warn("Stochastic Optimizer: Maximum iterations (%d) reached and the optimization hasn't converged yet." % self.max_iter,
+                              ConvergenceWarning, stacklevel=3)
+            return self.n_iter_ == epochs
+
         try:
             with self._bar(epochs, "epoch") as tick:
                 self.n_iter_ = 0
                 training._call(callbacks, "on_train_begin", model)
-                for epoch in range(epochs):
-                    training._call(callbacks, "on_epoch_begin", model, epoch, {})
+                stop = False
+                while not stop:
+                    training._call(callbacks, "on_epoch_begin", model, self.n_iter_, {})
                     if self.shuffle:
                         self._random_state.shuffle(order)
-                    rates = np.full(batches, updates.lr)
-                    run.start(order, rates)
-                    status, stop = _core.RUNNING, False
+                    rates, booked = np.full(batches, updates.lr), 0
+                    series = self._series(order, n_samples, epochs - self.n_iter_, dtype) if alone else None
+                    run.start(order, rates, series=series)
+                    status = _core.RUNNING
                     while status == _core.RUNNING and not stop:
                         status = run.advance(training.SLICE, 1 if watched else 0)
                         updates.steps = run.run.steps
                         if watched:
                             stop = training._call(callbacks, "on_batch_end", model, run.run.batch - 1, {"loss": run.run.last_loss})
                             rates[run.run.batch :] = updates.lr
-
-                    self.n_iter_ += 1
-                    self.loss_ = dtype.type(run.run.loss_sum / min(run.run.batch * batch_size, n_samples))
-                    self.t_ += n_samples
-                    self.loss_curve_.append(self.loss_)
-                    if self.verbose:
-                        print("Iteration %d, loss = %.8f" % (self.n_iter_, self.loss_))
-                    self._update_no_improvement_count(self.early_stopping, *(validation or (None, None, None)))
-                    logs = {"loss": float(self.loss_)}
-                    if held_out is not None:
-                        self.validation_loss_curve_.append(held_out())
-                        logs["val_loss"] = self.validation_loss_curve_[-1]
-                    if self.early_stopping:
-                        logs["val_score"] = self.validation_scores_[-1]
-                    tick(self.loss_)
-                    updates.optimizer.iteration_ends(self.t_)
-
-                    stop |= training._call(callbacks, "on_epoch_end", model, epoch, logs)
-                    if stop or self._converged():
-                        break
-                    if self.n_iter_ == self.max_iter and not incremental:
-                        warnings.warn("Stochastic Optimizer: Maximum iterations (%d) reached and the optimization hasn't converged yet." % self.max_iter,
-                                      ConvergenceWarning, stacklevel=2)
+                        if series is not None:
+                            for loss_of_epoch in series.losses[booked:]:
+                                stop = ended(loss_of_epoch)
+                                booked += 1
+                    if series is None:
+                        stop |= ended(run.run.loss_sum / min(run.run.batch * batch_size, n_samples))
                 training._call(callbacks, "on_train_end", model)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)
@@ -477,6 +489,11 @@ class _Perceptron:
         if self.early_stopping:
             network.take(self._best_coefs, self._best_intercepts)
             self._best_coefs, self._best_intercepts = self.coefs_, self.intercepts_   # one and the same there, too
+
+    def _series(self, order: np.ndarray | None, n_samples: int, epochs: int, dtype: np.dtype) -> _core.Series:
+        """The next epochs, up to the one after which `_converged` has something to decide."""
+        return _core.Series(n_samples, order, self._random_state if self.shuffle else None, min(epochs, 1024), dtype == np.float32, float(self.best_loss_),
+                            float(self.tol), self._no_improvement_count, min(self.n_iter_no_change, 2**62))
 
     def _updates(self, network: _Network, incremental: bool) -> _Updates:
         if not incremental or not hasattr(self, "_optimizer"):
