@@ -101,7 +101,7 @@ class Model:
                     self._transposed.add(_full_name(name, part))
                 if part in layer.statistics:
                     self._statistics.add(_full_name(name, part))
-                size += -(-int(np.prod(shape, dtype=object)) // unit) * unit
+                size += -(-math.prod(shape) // unit) * unit
             self._places[layer] = at | ({"weight": self._places[layer.base]["weight"]} if isinstance(layer, Transposed) else {})
         self._flat_parameters = arrays.aligned_zeros(size, self._dtype)
         self._flat_gradients = arrays.aligned_zeros(size, self._dtype)
