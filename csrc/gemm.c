@@ -68,9 +68,17 @@ static size_t scratch_a(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t k)
     return aligned((size_t)(min(rows * most_depth(t, k), room) + rows * padding) * t->size);
 }
 
+static size_t scratch_b(const fbp_kernels *t, ptrdiff_t n, ptrdiff_t k)
+{
+    return aligned((size_t)(min(ceil_to(n, t->nr), t->nc) * most_depth(t, k)) * t->size);
+}
+
+/* Elements of a block of C that is handed over and forgotten: in the second cache beside those of A and B. At least a row of tiles. */
+enum { PASSING = 48 << 10 };
+
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
 {
-    return scratch_a(t, m, k) + aligned((size_t)(min(ceil_to(n, t->nr), t->nc) * most_depth(t, k)) * t->size);
+    return scratch_a(t, m, k) + scratch_b(t, n, k) + PASSING * t->size;
 }
 
 /* The block of A to `to`: rows as rows, columns in panels. */
@@ -147,8 +155,11 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
     }
     const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, q);
     const int flat = packs_b && i1 - i0 <= 2 * t->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */
-    const ptrdiff_t depth = block_depth(t, q, flat), rows = block_rows(t, i1 - i0, depth), columns = flat ? t->nr : t->nc;
-    void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, q->m, q->k);
+    const ptrdiff_t depth = block_depth(t, q, flat);
+    const int passing = q->passing && q->k <= depth;
+    const ptrdiff_t columns = flat ? t->nr : t->nc, most_rows = block_rows(t, i1 - i0, depth);
+    const ptrdiff_t rows = passing ? min(most_rows, PASSING / min(columns, j1 - j0) / t->mr * t->mr) : most_rows;
+    void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, q->m, q->k), *c_block = (char *)b_panels + scratch_b(t, q->n, q->k);
     for (ptrdiff_t j = j0; j < j1; j += columns) {
         const ptrdiff_t n = min(columns, j1 - j);
         const ptrdiff_t whole = packs_b ? 0 : t->whole_panels ? n / t->nr * t->nr : n;   /* columns that B's own rows serve */
@@ -164,12 +175,14 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc,
                     .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE,
                 };
+                if (passing) block.c = c_block, block.ldc = n;
                 if (copies_a) copy_a(t, &block, a_copy);
                 fbp_epilogue e;
                 if (q->epilogue && p + k >= q->k) {
                     e = epilogue_at(t, q, i, j);
                     block.epilogue = &e;
                 }
+                void *const c = block.c;
                 if (whole) t->block(&block);
                 if (whole < n) {
                     block.n = n - whole;
@@ -178,7 +191,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     if (block.epilogue) e.bias = fbp_at(t, e.bias, whole), e.y = fbp_at(t, e.y, whole);
                     t->block(&block);
                 }
-                if (q->done && p + k >= q->k) q->done(q->context, i, block.m, j, n);
+                if (q->done && p + k >= q->k) q->done(q->context, i, block.m, j, n, c, block.ldc);
             }
         }
     }

@@ -20,9 +20,10 @@ typedef struct {
     int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
     int by_rows;                   /* 1: rather divided among the threads by rows, because each goes on with its own */
     const fbp_epilogue *epilogue;  /* or NULL */
-    /* NULL, or called for rows [i, i + m) and columns [j, j + n) of C once they are finished, while they are in the cache. */
-    void (*done)(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n);
+    /* NULL, or called for rows [i, i + m) and columns [j, j + n) of C once they are finished, while they are in the cache: at c, rows ldc apart. */
+    void (*done)(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n, void *c, ptrdiff_t ldc);
     void *context;
+    int passing;                   /* 1: nobody else wants C, which need not be written */
 } fbp_product;
 
 /* The worker's share of the product. Every element belongs to one worker, whose arithmetic does not depend on who else

@@ -91,14 +91,15 @@ def test_fit_equals_the_loop_bit_for_bit(build, dtype, loss, optimizer, layers):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_updates_that_ride_on_the_gradients_equal_the_loop_bit_for_bit(build, no_grain, dtype, threads, optimizer):
-    """enough parameters for updates block by block: one of more columns than a block has, rows in several chunks"""
+@pytest.mark.parametrize("batch_size", [1040, 300])
+def test_updates_that_ride_on_the_gradients_equal_the_loop_bit_for_bit(build, no_grain, dtype, batch_size, threads, optimizer):
+    """enough parameters for updates block by block: one of more rows and columns than a block has; rows of the batch in several chunks, or in one"""
     x, y, _ = draw("MSELoss", n=1100, inputs=1030)
-    layers = [("Linear", 1030, 37), ("Tanh",), ("Linear", 37, 130, False), ("ReLU",), ("Linear", 130, 3)]
+    layers = [("Linear", 1030, 61), ("Tanh",), ("Linear", 61, 130, False), ("ReLU",), ("Linear", 130, 3)]
     fitted, looped = build(layers, dtype=dtype), build(layers, dtype=dtype)
     with fb.num_threads(threads):
-        fitted.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=1040, shuffle=False)
-    run(loop(looped, x, y, fb.MSELoss(), make(fb, *optimizer), 2, 1040))
+        fitted.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=batch_size, shuffle=False)
+    run(loop(looped, x, y, fb.MSELoss(), make(fb, *optimizer), 2, batch_size))
     assert_same_bits(fitted, looped)
 
 

@@ -80,12 +80,12 @@ typedef struct {
     ptrdiff_t weight, columns;
 } weight_update;
 
-static void update_block(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n)
+static void update_block(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n, void *g, ptrdiff_t ldg)
 {
     const weight_update *u = context;
     const fbp_kernels *t = u->f->program->table;
-    if (n == u->columns) n *= m, m = 1;   /* whole rows lie one behind the other */
-    for (ptrdiff_t at = u->weight + i * u->columns + j; m > 0; m--, at += u->columns) fbp_update_range(t, u->f->update, u->slot, at, n);
+    if (n == u->columns && n == ldg) n *= m, m = 1;   /* whole rows lie one behind the other */
+    for (ptrdiff_t at = u->weight + i * u->columns + j; m > 0; m--, at += u->columns, g = fbp_at(t, g, ldg)) fbp_update_range(t, u->f->update, u->slot, at, n, g);
 }
 
 /* BP3 and BP4: db and dw, and the update where this was their last contribution. */
@@ -102,7 +102,7 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
         .a = {left.p, left.col, left.row},
         .b = transposed ? d : x,
         .c = fbp_at(t, f->grads, op->weight), .ldc = u.columns, .start = start, .chunked = 1, .by_rows = 1,
-        .done = updates ? update_block : NULL, .context = &u,
+        .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
     };
     fbp_gemm(t, w, &dw, scratch_of(f, w));
     if (op->bias >= 0) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
@@ -117,7 +117,7 @@ void fbp_vector_gradients(const fbp_frame *f, const fbp_op *op, ptrdiff_t at, in
     fbp_share(w, O, FBP_COLUMNS, &j, &end);
     if (j == end) return;
     fbp_column_sums(t, f->rows, end - j, fbp_at(t, f->gradient[op->y], j), O, db == FBP_MORE ? FBP_ADD : FBP_STORE, fbp_at(t, f->grads, at + j));
-    if (f->update && last) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, at), at + j, end - j);
+    if (f->update && last) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, at), at + j, end - j, fbp_at(t, f->grads, at + j));
 }
 
 /* Every row of y (B, n) is the parameter. */

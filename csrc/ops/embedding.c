@@ -32,5 +32,5 @@ void fbp_embedding_gradients(const fbp_frame *f, const fbp_op *op, const fbp_wor
     void *dw = fbp_at(t, f->grads, op->weight);
     if (op->dw == FBP_FIRST) memset(fbp_at(t, dw, i * n), 0, (size_t)((end - i) * n) * t->size);
     t->add_rows(f->rows * k, f->value[op->x], i, end, n, f->gradient[op->y], dw);
-    if (f->update && op->last_w) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->weight), op->weight + i * n, (end - i) * n);
+    if (f->update && op->last_w) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->weight), op->weight + i * n, (end - i) * n, fbp_at(t, f->grads, op->weight + i * n));
 }

@@ -109,6 +109,6 @@ void fbp_scale_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
     for (ptrdiff_t i = 0; i == 0 || i < f->rows; i += FBP_CHUNK)
         t->column_products(f->rows - i < FBP_CHUNK ? f->rows - i : FBP_CHUNK, end - j, fbp_at(t, f->gradient[op->y], i * n + j),
                            fbp_at(t, f->value[op->x], i * n + j), n, i ? FBP_ADD : start, fbp_at(t, f->grads, op->weight + j));
-    if (f->update && op->last_w) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->weight), op->weight + j, end - j);
+    if (f->update && op->last_w) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->weight), op->weight + j, end - j, fbp_at(t, f->grads, op->weight + j));
     if (op->bias >= 0) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
 }

@@ -56,7 +56,7 @@ fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number, doubl
 void fbp_penalty_squares(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, ptrdiff_t n, const void *params, double *partial);
 double fbp_penalty(const fbp_optimizer *o, double batch_weight, ptrdiff_t n, const double *partial);
 const fbp_slot *fbp_slot_of(const fbp_optimizer *o, ptrdiff_t i);
-void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n);
+void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n, void *g);
 void fbp_update_squares(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, const void *grads, double *partial);
 void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptrdiff_t n, const double *partial);
 

@@ -68,7 +68,7 @@ void fbp_sparse_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker
         }
     }
     if (!updates) return;
-    fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->weight), op->weight + j * O, (end - j) * O);
+    fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->weight), op->weight + j * O, (end - j) * O, fbp_at(t, f->grads, op->weight + j * O));
     for (ptrdiff_t i = 0; i < f->rows; i++) {
         const entries e = entries_of(f, i);
         for (int64_t k = e.begin; k < e.end; k++) {

@@ -70,11 +70,11 @@ const fbp_slot *fbp_slot_of(const fbp_optimizer *o, ptrdiff_t i)
     return slot;
 }
 
-void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n)
+void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n, void *g)
 {
     if (slot->rate == 0) return;
     const fbp_rule rule = rule_of(s, slot);
-    void *g = fbp_at(t, s->grads, i), *p = fbp_at(t, s->params, i), *s1 = fbp_at(t, s->state1, i), *s2 = fbp_at(t, s->state2, i);
+    void *p = fbp_at(t, s->params, i), *s1 = fbp_at(t, s->state1, i), *s2 = fbp_at(t, s->state2, i);
     switch (s->optimizer->kind) {
     case FBP_SGD: s->not_finite |= t->sgd(n, &rule, g, p, s1); break;
     case FBP_ADAM: s->not_finite |= t->adam(n, &rule, g, p, s1, s2); break;
@@ -94,6 +94,6 @@ void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptr
     for (const fbp_slot *slot = o->slot; slot < o->slot + o->slots; slot++) {
         const ptrdiff_t i = slot->offset > begin ? slot->offset : begin;
         const ptrdiff_t stop = slot->offset + slot->size < end ? slot->offset + slot->size : end;
-        if (i < stop) fbp_update_range(t, s, slot, i, stop - i);
+        if (i < stop) fbp_update_range(t, s, slot, i, stop - i, fbp_at(t, s->grads, i));
     }
 }
