@@ -20,12 +20,13 @@ static ptrdiff_t block_depth(const fbp_kernels *t, const fbp_product *q, int fla
     enum { NEAR_BYTES = 16 << 10 };
     if (q->k == 0) return 1;   /* one block of nothing, for the bias and the activation */
     if (q->chunked) return min(q->k, FBP_CHUNK);
+    if (flat && q->k * t->nr * (ptrdiff_t)t->size <= NEAR_BYTES) return q->k;
     return even_parts(q->k, flat ? NEAR_BYTES / (ptrdiff_t)t->size / t->nr : t->depth, 16);
 }
 
 static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 {
-    if (m <= t->mr) return m;
+    if (m * (depth > 256 ? depth : 256) * (ptrdiff_t)t->size <= (ptrdiff_t)t->a_bytes) return m;   /* divisions take longer than a small product's tile */
     const ptrdiff_t fit = (ptrdiff_t)(t->a_bytes / t->size) / (depth > 256 ? depth : 256) / t->mr * t->mr;
     return even_parts(m, fit, t->mr);
 }
@@ -78,7 +79,7 @@ enum { PASSING = 48 << 10 };
 
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
 {
-    return scratch_a(t, m, k) + scratch_b(t, n, k) + PASSING * t->size;
+    return scratch_b(t, n, k) + scratch_a(t, m, k) + PASSING * t->size;
 }
 
 /* The block of A to `to`: rows as rows, columns in panels. */
@@ -159,7 +160,8 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
     const int passing = q->passing && q->k <= depth;
     const ptrdiff_t columns = flat ? t->nr : t->nc, most_rows = block_rows(t, i1 - i0, depth);
     const ptrdiff_t rows = passing ? min(most_rows, PASSING / min(columns, j1 - j0) / t->mr * t->mr) : most_rows;
-    void *a_copy = scratch, *b_panels = (char *)scratch + scratch_a(t, q->m, q->k), *c_block = (char *)b_panels + scratch_b(t, q->n, q->k);
+    void *b_panels = scratch, *a_copy = NULL, *c_block = NULL;
+    if (copies_a || passing) a_copy = (char *)scratch + scratch_b(t, q->n, q->k), c_block = (char *)a_copy + scratch_a(t, q->m, q->k);
     for (ptrdiff_t j = j0; j < j1; j += columns) {
         const ptrdiff_t n = min(columns, j1 - j);
         const ptrdiff_t whole = packs_b ? 0 : t->whole_panels ? n / t->nr * t->nr : n;   /* columns that B's own rows serve */

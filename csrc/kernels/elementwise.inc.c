@@ -296,15 +296,27 @@ static void scale(ptrdiff_t n, double factor, real *x)
     for (ptrdiff_t i = 0; i < n; i++) x[i] *= f;
 }
 
-/* Short rows are worked on side by side: r <= VL rows of n <= SHORT, element j of row l in lane l of x[j]. Other lanes are 0.
+/* Short rows are worked on side by side: r <= VL rows of n <= SHORT, element j of row l in lane l of x[j]. Other lanes hold some number.
  * Returns their maxima. */
 enum { SHORT = 32 };
 
 static ALWAYS_INLINE vreal load_lanes(ptrdiff_t r, ptrdiff_t n, const real *rows, vreal *x)
 {
     real lanes[SHORT][VL];
-    for (ptrdiff_t j = 0; j < n; j++) for (ptrdiff_t l = r; l < VL; l++) lanes[j][l] = 0;
-    for (ptrdiff_t l = 0; l < r; l++) for (ptrdiff_t j = 0; j < n; j++) lanes[j][l] = rows[l * n + j];
+    if (n < PIECE) {
+        memset(lanes, 0, sizeof(real) * (size_t)(n * VL));
+        for (ptrdiff_t l = 0; l < r; l++) for (ptrdiff_t j = 0; j < n; j++) lanes[j][l] = rows[l * n + j];
+    } else
+        for (ptrdiff_t l = 0; l < VL; l += PATCH) {
+            const real *row[PATCH];   /* in the place of those that do not exist stands the last one */
+            vpatch t[PIECE];
+            for (int i = 0; i < PATCH; i++) row[i] = rows + (l + i < r ? l + i : r - 1) * n;
+            for (ptrdiff_t next = 0, j; next < n; next = j + PIECE) {   /* the last piece may overlap the one before */
+                j = next + PIECE <= n ? next : n - PIECE;
+                v_transpose(row, j, t);
+                for (int i = 0; i < PIECE; i++) v_put_patch(lanes[j + i] + l, t[i]);
+            }
+        }
     vreal max = v_load(lanes[0]);
     for (ptrdiff_t j = 0; j < n; j++) x[j] = v_load(lanes[j]), max = v_max(x[j], max);
     return max;
@@ -314,7 +326,20 @@ static ALWAYS_INLINE void store_lanes(ptrdiff_t r, ptrdiff_t n, const vreal *x, 
 {
     real lanes[SHORT][VL];
     for (ptrdiff_t j = 0; j < n; j++) v_store(lanes[j], x[j]);
-    for (ptrdiff_t l = 0; l < r; l++) for (ptrdiff_t j = 0; j < n; j++) rows[l * n + j] = lanes[j][l];
+    if (n < PATCH || r < VL) {
+        for (ptrdiff_t l = 0; l < r; l++) for (ptrdiff_t j = 0; j < n; j++) rows[l * n + j] = lanes[j][l];
+        return;
+    }
+    for (ptrdiff_t next = 0, j; next < n; next = j + PATCH) {
+        const real *column[PATCH];
+        vpatch t[PIECE];
+        j = next + PATCH <= n ? next : n - PATCH;
+        for (int i = 0; i < PATCH; i++) column[i] = lanes[j + i];
+        for (ptrdiff_t l = 0; l < VL; l += PIECE) {
+            v_transpose(column, l, t);
+            for (int i = 0; i < PIECE; i++) v_put_patch(rows + (l + i) * n + j, t[i]);
+        }
+    }
 }
 
 static void softmax_forward(ptrdiff_t B, ptrdiff_t n, const real *x, real *y)

@@ -58,7 +58,7 @@ static ALWAYS_INLINE vpatch one_of_each(const real *const *column, ptrdiff_t p)
 static void transpose_panels(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
 {
     for (ptrdiff_t j0 = 0; j0 < n; j0 += NR, dst += panel)
-        for (ptrdiff_t j = 0; j < NR && (j0 + j) / VL * VL < n; j += PATCH) {   /* no more vectors are read */
+        for (ptrdiff_t j = 0; j < NR && j0 + j < n; j += PATCH) {
             const real *column[PATCH];
             vpatch t[PIECE];
             find_columns(src, col, n, j0 + j, column);

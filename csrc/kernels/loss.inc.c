@@ -17,7 +17,7 @@ typedef struct { vreal value, slope; } loss_pair;
 
 typedef struct { double low, high; } loss_bounds;
 
-static loss_bounds bounds_of(double limit) { return (loss_bounds){-log1p(-exp(-limit)), limit}; }
+static loss_bounds bounds_of(double limit) { return (loss_bounds){limit < INFINITY ? -log1p(-exp(-limit)) : -0.0, limit}; }
 
 static ALWAYS_INLINE double bounded(double l, loss_bounds b) { return l < b.low ? b.low : l > b.high ? b.high : l; }   /* NaN stays */
 
