@@ -239,6 +239,32 @@ def test_linear_forward_and_backward_are_within_the_gauge_bound(isa, dtype):
             assert (np.abs(actual - expected) <= gauge_bound(dtype, k) * gauge).all()
 
 
+@pytest.mark.parametrize("act", ["identity", "relu", "tanh"])
+@pytest.mark.parametrize("columns", [1000, 1030])
+def test_few_rows_over_a_large_matrix_are_those_of_a_tall_product(isa, dtype, rng, act, columns):
+    """Two blocks in depth, ragged columns, rows of the matrix less and more than a page apart; the matrix itself and the view of a wider one"""
+    a, wider, bias = rng.normal(size=(17, 1100)), rng.normal(size=(1100, columns + 3)), rng.normal(size=columns)
+    a, wider, bias = (array.astype(dtype) for array in (a, wider, bias))
+    for b in (wider[:, 1:-2].copy(), wider[:, 1:-2]):
+        tall = _core.matmul(a, b, np.empty((17, columns), dtype), bias, _core.ACTIVATIONS[act])
+        for m in range(1, 8):
+            np.testing.assert_array_equal(_core.matmul(a[:m], b, np.empty((m, columns), dtype), bias, _core.ACTIVATIONS[act]), tall[:m])
+
+
+@pytest.mark.parametrize("act", ["ReLU", "Tanh"])
+def test_few_rows_of_an_input_gradient_are_those_of_a_tall_one(isa, build, dtype, rng, act):
+    model = build([("Linear", 3, 1030), (act,), ("Linear", 1030, 1100)], dtype=dtype)
+    x, dy = rng.normal(size=(17, 3)).astype(dtype), rng.normal(size=(17, 1100)).astype(dtype)
+
+    def gradient(rows):
+        model.forward(x[rows])
+        return model.backward(dy[rows])
+
+    tall = gradient(slice(17))
+    for m in range(1, 8):
+        np.testing.assert_array_equal(gradient(slice(m)), tall[:m])
+
+
 # --- the epilogue and the layers are the same arithmetic as the parts ------------------------------------------------------
 
 

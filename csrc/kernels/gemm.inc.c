@@ -103,7 +103,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 
     /* The next tile of C is wanted in the second cache now, and in the first shortly before its time: A and B stream through
      * the first and would push it out again. */
-    const int far = q->k > 4 * NEAR;   /* small products have it near anyway */
+    const int far = q->k > 4 * NEAR || (q->k >= NEAR && (size_t)(q->m * q->n) * sizeof(real) > A_BYTES);   /* else it is near anyway */
     if (far) EACH __builtin_prefetch(c + (mr + i) * ldc + v * VL, 0, 2);
     const real *row[(MR + 2) / 3];   /* every third row has its pointer; the two after it are one and two strides away */
     _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] = a + i * a_row;
@@ -235,17 +235,72 @@ static void strips(const fbp_block *q)
     if (e && e->act != FBP_IDENTITY && (e->y || e->act != FBP_RELU)) activate(q, e);
 }
 
+/* A few rows over a B that lies in rows and is used once: STREAMS of its rows at a time, along them. The same chains as in a tile. */
+enum { FEW = 6, STREAMS = 8 };
+
+static ALWAYS_INLINE void few_rows(const int m, const fbp_block *q)
+{
+    enum { COLUMNS = 512 };   /* of C, that stay in the first cache */
+    for (ptrdiff_t j0 = 0; j0 < q->n; j0 += COLUMNS) {
+        const ptrdiff_t end = q->n - j0 < COLUMNS ? q->n : j0 + COLUMNS;
+        for (ptrdiff_t p = 0; p < q->k; p += STREAMS) {
+            const real *a = q->a + p * q->a_col, *b = q->b + p * q->b_row;
+            const int count = q->k - p < STREAMS ? (int)(q->k - p) : STREAMS, fresh = p == 0 && q->start == FBP_STORE;
+            vreal acc[FEW];
+#define EACH _Pragma("GCC unroll 6") for (int i = 0; i < m; i++)
+#define STREAM(l) { \
+                const vreal row = v_part(b + (l) * q->b_row + j, r); \
+                EACH acc[i] = v_fma(v_set(a[i * q->a_row + (l) * q->a_col]), row, acc[i]); }
+            for (ptrdiff_t j = j0; j < end; j += VL) {
+                const ptrdiff_t r = end - j < VL ? end - j : VL;
+                EACH acc[i] = fresh ? (vreal){0} : v_part(q->c + i * q->ldc + j, r);
+                if (count == STREAMS) _Pragma("GCC unroll 8") for (int l = 0; l < STREAMS; l++) STREAM(l)
+                else for (int l = 0; l < count; l++) STREAM(l)
+                EACH v_put(q->c + i * q->ldc + j, acc[i], r);
+            }
+#undef EACH
+#undef STREAM
+        }
+    }
+    const fbp_epilogue *e = q->epilogue;
+    if (!e || !(e->bias || e->act == FBP_RELU)) return;
+    for (ptrdiff_t i = 0; i < m; i++)
+        for (ptrdiff_t j = 0; j < q->n; j += VL) {
+            const ptrdiff_t r = q->n - j < VL ? q->n - j : VL;
+            real *c = q->c + i * q->ldc + j;
+            vreal v = v_part(c, r);
+            if (e->bias) v += v_part(e->bias + j, r);
+            if (e->act == FBP_RELU) v = e->y ? relu_backward(v_part(e->y + i * e->ldy + j, r), v, 0) : relu(v, 0);
+            v_put(c, v, r);
+        }
+}
+
+#define ROWS(m) static void rows_##m(const fbp_block *q) { few_rows(m, q); }
+ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+
+static int pays_by_rows(const fbp_block *q)
+{
+    const int in_rows = q->b_panel == NR && q->b_row != NR;
+    const int far = (size_t)(q->k * q->n) * sizeof(real) > 4 * A_BYTES;   /* nearer, tiles are faster, and also with short strides, but for the fewest rows */
+    const ptrdiff_t most = (size_t)q->b_row * sizeof(real) >= 4096 ? FEW : VBYTES == 64 ? FEW / 2 : 1;
+    return far && in_rows && q->m <= most && q->start != FBP_ADD;
+}
+
 static void block(const fbp_block *q)
 {
+    static void (*const rows[FEW])(const fbp_block *) = {rows_1, rows_2, rows_3, rows_4, rows_5, rows_6};
     assert(q->m > 0 && q->n > 0 && q->k >= 0);
     assert(q->start == FBP_STORE || q->start == FBP_CONTINUE || q->start == FBP_ADD);
-    const real *b = q->b;
-    for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
-        const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR;
-        const real *a = q->a;
-        for (ptrdiff_t i = 0; i < q->m; i += MR, a += q->a_panel) {
-            const ptrdiff_t mr = q->m - i < MR ? q->m - i : MR;
-            tiles[mr - 1][(nr - 1) / VL](q, a, b, q->c + i * q->ldc + j, nr, i, j);
+    if (pays_by_rows(q)) rows[q->m - 1](q);
+    else {
+        const real *b = q->b;
+        for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
+            const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR;
+            const real *a = q->a;
+            for (ptrdiff_t i = 0; i < q->m; i += MR, a += q->a_panel) {
+                const ptrdiff_t mr = q->m - i < MR ? q->m - i : MR;
+                tiles[mr - 1][(nr - 1) / VL](q, a, b, q->c + i * q->ldc + j, nr, i, j);
+            }
         }
     }
     if (q->epilogue && q->epilogue->act != FBP_IDENTITY && q->epilogue->act != FBP_RELU) activate(q, q->epilogue);
