@@ -981,7 +981,7 @@ def plain_elementwise(x, other, out):
     return True
 
 
-def plain_matrices(a, b, out):
+cpdef bint plain_matrices(a, b, out) noexcept:
     """Whether the matrices a and b, in either order, and out (or None) need no conversion; out apart from both."""
     cdef int number = real_number(a)
     if number < 0 or not (is_plain(a, number, True) and is_plain(b, number, True)):
@@ -1036,7 +1036,7 @@ cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
 cdef Spare scratch_kept   # of the last product
 
 
-def matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
+cpdef matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
     """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of FBP_CHUNK terms, added up in order."""
     cdef int type = type_of_array(out), threads
     cdef ptrdiff_t m = a.shape[0], n = b.shape[1], k = a.shape[1]
@@ -1059,7 +1059,39 @@ def matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP
     return out
 
 
-def column_sums(cnp.ndarray x, cnp.ndarray out):
+def plain_product(a, b, out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
+    """matmul in out or (out None) a new array, when nothing needs a conversion and the shapes agree; else None."""
+    if not plain_matrices(a, b, out):
+        return None
+    cdef cnp.ndarray left = <cnp.ndarray>a, right = <cnp.ndarray>b
+    cdef ptrdiff_t m = left.shape[0], n = right.shape[1]
+    if left.shape[1] != right.shape[0]:
+        return None
+    if out is None:
+        out = empty(type_of_array(left), m, n)
+    elif (<cnp.ndarray>out).shape[0] != m or (<cnp.ndarray>out).shape[1] != n:
+        return None
+    if bias is not None and not (is_plain(bias, cnp.PyArray_TYPE(left), False) and cnp.PyArray_NDIM(<cnp.ndarray>bias) == 1
+                                 and cnp.PyArray_DIM(<cnp.ndarray>bias, 0) == n and disjoint(<cnp.ndarray>bias, <cnp.ndarray>out)):
+        return None
+    return matmul(left, right, out, bias, act, alpha, chunked)
+
+
+def plain_sums(x, out):
+    """The column sums of x (B, n), in out or (out None) a new array, when nothing needs a conversion and the shapes agree; else None."""
+    cdef int number = real_number(x)
+    if number < 0 or not is_plain(x, number, False) or cnp.PyArray_NDIM(<cnp.ndarray>x) != 2:
+        return None
+    cdef cnp.npy_intp n = cnp.PyArray_DIM(<cnp.ndarray>x, 1)
+    if out is None:
+        out = cnp.PyArray_EMPTY(1, &n, number, 0)
+    elif not (is_plain(out, number, False) and cnp.PyArray_NDIM(<cnp.ndarray>out) == 1 and cnp.PyArray_DIM(<cnp.ndarray>out, 0) == n
+              and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out) and disjoint(<cnp.ndarray>x, <cnp.ndarray>out)):
+        return None
+    return column_sums(x, out)
+
+
+cpdef column_sums(cnp.ndarray x, cnp.ndarray out):
     """out (n) = column sums of x (B, n)."""
     cdef int type = type_of_array(out), threads
     cdef ptrdiff_t B = x.shape[0], n = x.shape[1]

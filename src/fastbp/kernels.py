@@ -85,6 +85,8 @@ def _product(a_name: str, a: Any, b_name: str, b: Any, out: np.ndarray | None, *
 
 def matmul(a: Any, b: Any, out: np.ndarray | None = None) -> np.ndarray:
     """a (m, k) b (k, n) -> (m, n). Transposed views are read where they lie. Each element is one chain of multiply-adds in ascending k."""
+    if (result := _core.plain_product(a, b, out)) is not None:
+        return result
     return _product("a", a, "b", b, out)
 
 
@@ -96,6 +98,9 @@ def linear_forward(x: Any, w: Any, b: Any = None, activation: str | None = None,
     function = activation or "identity"
     if function not in A:
         raise ValueError(f"activation must be None or one of {', '.join(map(repr, A))}, got {activation!r}")
+    act, alpha = A[function], ALPHA.get(function, 0.0)
+    if type(w) is np.ndarray and (result := _core.plain_product(x, w.T, out, b, act, alpha)) is not None:
+        return result
     x = _array("x", x, 2)
     w = _array("w", w, 2, x.dtype)
     _agree("w", w, (w.shape[0], x.shape[1]))
@@ -105,26 +110,30 @@ def linear_forward(x: Any, w: Any, b: Any = None, activation: str | None = None,
         if out is not None and np.may_share_memory(out, b):
             raise ValueError("out must not overlap an input")
         b = _contiguous(b)
-    return _product("x", x, "w", w.T, out, bias=b, act=A[function], alpha=ALPHA.get(function, 0.0))
+    return _product("x", x, "w", w.T, out, bias=b, act=act, alpha=alpha)
 
 
 def linear_backward(x: Any, w: Any, dy: Any, out: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] | None = None
                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dx = dy w (B, I), dw = dyᵀ x (O, I), db = 1ᵀ dy (O): docs/by-hand BP2 to BP4. out: a triple of arrays or Nones."""
-    x = _array("x", x, 2)
-    w = _array("w", w, 2, x.dtype)
-    dy = _array("dy", dy, 2, x.dtype)
+    if not (_core.plain_matrices(x, w, None) and _core.plain_matrices(dy, w, None)):
+        x = _array("x", x, 2)
+        w = _array("w", w, 2, x.dtype)
+        dy = _array("dy", dy, 2, x.dtype)
     _agree("w", w, (w.shape[0], x.shape[1]))
     _agree("dy", dy, (x.shape[0], w.shape[0]))
     if out is not None and (not isinstance(out, tuple | list) or len(out) != 3):
         raise TypeError(f"out must be three arrays or Nones, got {arrays.describe(out)}")
     dx, dw, db = out or (None, None, None)
-    given = {i: array for i, array in enumerate((dx, dw, db)) if isinstance(array, np.ndarray)}
+    given = {i: array for i, array in enumerate(out or ()) if isinstance(array, np.ndarray)}
     for i, j in combinations(given, 2):
         if np.may_share_memory(given[i], given[j]):
             raise ValueError(f"out[{i}] must not overlap out[{j}]")
-    dx = _out(dx, x.shape, x.dtype, x, w, dy, name="out[0]")
-    return _core.matmul(_strided(dy), _strided(w), dx), weight_gradient(x, dy, dw), bias_gradient(dy, db)
+    if dx is None:
+        dx = matmul(dy, w)
+    else:
+        dx = _core.matmul(_strided(dy), _strided(w), _out(dx, x.shape, x.dtype, x, w, dy, name="out[0]"))
+    return dx, weight_gradient(x, dy, dw), bias_gradient(dy, db)
 
 
 def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.ndarray:
@@ -132,6 +141,8 @@ def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.nda
 
     Summed in chunks of 512 rows, added up in order.
     """
+    if type(delta) is np.ndarray and (result := _core.plain_product(delta.T, x, out, chunked=True)) is not None:
+        return result
     delta = _array("delta", delta, 2)
     if len(x := _array("x", x, 2, delta.dtype)) != len(delta):
         _agree("delta", delta, (len(x), delta.shape[1]))
@@ -140,6 +151,8 @@ def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.nda
 
 def bias_gradient(delta: Any, out: np.ndarray | None = None) -> np.ndarray:
     """1ᵀ delta: column sums of delta (B, O) -> (O) (BP3), in chunks of 512 rows, added up in order."""
+    if (result := _core.plain_sums(delta, out)) is not None:
+        return result
     delta = _array("delta", delta, 2)
     out = _out(out, (delta.shape[1],), delta.dtype, delta)
     return _core.column_sums(_contiguous(delta), out)
