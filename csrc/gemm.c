@@ -26,7 +26,7 @@ static ptrdiff_t block_depth(const fbp_kernels *t, const fbp_product *q, int fla
 
 static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 {
-    if (m * (depth > 256 ? depth : 256) * (ptrdiff_t)t->size <= (ptrdiff_t)t->a_bytes) return m;   /* divisions take longer than a small product's tile */
+    if (m <= t->mr || (m + t->mr) * (depth > 256 ? depth : 256) * (ptrdiff_t)t->size <= (ptrdiff_t)t->a_bytes) return m;   /* a division takes long */
     const ptrdiff_t fit = (ptrdiff_t)(t->a_bytes / t->size) / (depth > 256 ? depth : 256) / t->mr * t->mr;
     return even_parts(m, fit, t->mr);
 }

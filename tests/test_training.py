@@ -103,6 +103,21 @@ def test_updates_that_ride_on_the_gradients_equal_the_loop_bit_for_bit(build, no
     assert_same_bits(fitted, looped)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch_size", [400, 500, 512])
+@pytest.mark.parametrize("outputs", [48, 49, 60, 61, 64, 97, 130])
+@pytest.mark.parametrize("inputs", [300, 600])
+def test_a_weight_that_does_not_fill_its_tiles_equals_the_loop_bit_for_bit(build, no_grain, dtype, inputs, outputs, batch_size, threads):
+    """Panels of a copied operand reach as far as whole tiles do"""
+    x, y, _ = draw("MSELoss", n=batch_size, inputs=inputs)
+    layers = [("Linear", inputs, outputs), ("Tanh",), ("Linear", outputs, 3)]
+    fitted, looped = build(layers, dtype=dtype), build(layers, dtype=dtype)
+    with fb.num_threads(threads):
+        fitted.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.05), epochs=1, batch_size=batch_size, shuffle=False)
+    run(loop(looped, x, y, fb.MSELoss(), fb.SGD(0.05), 1, batch_size))
+    assert_same_bits(fitted, looped)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("inputs", [1, 3, 17, 300])
 @pytest.mark.parametrize("threads", [1, 3])

@@ -776,11 +776,11 @@ cdef int next_epoch(void *context, double loss_sum) noexcept nogil:
 cdef class Series:
     """Up to `most` epochs over n rows in one call, for Run.start; `losses` are the mean losses of those that are complete.
 
-    After each the order (int64) is shuffled in place as `random_state`, a numpy.random.RandomState, shuffles an array; None: it stays. The epochs end
-    early after more than `patience` in a row whose loss was above the best one minus tol, `idle` of which have been already; single: compared in float32.
+    After each the order (int64) is shuffled in place as `random_state`, a numpy.random.RandomState that nobody else draws from, shuffles an array; None: it
+    stays. The epochs end early after more than `patience` in a row whose loss was above the best one minus tol, `idle` of which have been already; single: compared in float32.
     """
     cdef series c
-    cdef object held, lock
+    cdef object held
 
     def __cinit__(self, ptrdiff_t n, order, random_state, ptrdiff_t most, bint single, double best, double tol, ptrdiff_t idle, ptrdiff_t patience):
         if not (0 < n <= 0xffffffff and most > 0):
@@ -788,7 +788,7 @@ cdef class Series:
         self.c = series(NULL, NULL, NULL, n, 0, most, single, best, tol, idle, patience)
         if random_state is not None:
             generator = random_state._bit_generator
-            self.held, self.lock = (order, generator), generator.lock
+            self.held = order, generator
             self.c.order = <int64_t *>labels_of(order, n)
             self.c.source = <bitgen_t *>PyCapsule_GetPointer(generator.capsule, "BitGenerator")
             if self.c.order == NULL or not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>order):
@@ -878,23 +878,17 @@ cdef class Run:
         self.c.loss_sum = self.c.hits = 0
         self.series, self.c.next, self.c.context = series, NULL, NULL
         if series is not None:
-            if series.c.n != self.c.n or (series.c.source != NULL and series.c.order != rows) or not self.c.tolerant:
+            if series.c.n != self.c.n or series.c.epochs != 0 or (series.c.source != NULL and series.c.order != rows) or not self.c.tolerant:
                 raise ValueError("the series does not fit the run")
             self.c.next, self.c.context = next_epoch, &series.c
 
     def advance(self, int threads, double seconds, ptrdiff_t batches=0):
         """Runs whole steps for about this long, at least one; `batches` > 0: that many at most. Returns the status."""
+        cdef ptrdiff_t end = self.c.batches
         if not 1 <= threads <= self.team:
             raise ValueError(f"threads must be from 1 to {self.team}, got {threads}")
         if self.series is not None and batches > 0:
             raise ValueError("a series runs to the end of its epochs")
-        if self.series is None or self.series.lock is None:
-            return self.proceed(threads, seconds, batches)
-        with self.series.lock:   # others may draw from the same generator
-            return self.proceed(threads, seconds, batches)
-
-    cdef object proceed(self, int threads, double seconds, ptrdiff_t batches):
-        cdef ptrdiff_t end = self.c.batches
         self.program.enter(self.team)
         if 0 < batches < end - self.c.batch:
             self.c.batches = self.c.batch + batches
@@ -1048,7 +1042,9 @@ cpdef matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=F
         return out
     memset(&e, 0, sizeof(e))
     e.bias, e.act, e.alpha = maybe(bias, type, n), act, alpha
-    q = fbp_product(m, n, k, matrix(a, type), matrix(b, type), data(out, type, m * n, True), n, FBP_STORE, chunked, &e)
+    memset(&q, 0, sizeof(q))
+    q.m, q.n, q.k, q.a, q.b, q.c, q.ldc = m, n, k, matrix(a, type), matrix(b, type), data(out, type, m * n, True), n
+    q.start, q.chunked, q.epilogue = FBP_STORE, chunked, &e
     cdef const fbp_kernels *table = fbp_kernels_for(type)
     threads = fbp_threads_for(<double>m * n * k)
     cdef size_t bytes

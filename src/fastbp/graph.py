@@ -90,15 +90,12 @@ class Model:
         self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}   # name -> offset, shape
         self._places: dict[Layer, dict[str, int]] = {}   # layer -> the offset of each part
         self._statistics: set[str] = set()
-        self._transposed: set[str] = set()
         size = 0
         for layer, name in self._names.items():
             at = {}
             for part, shape in layer.shapes().items():
                 at[part] = size
                 self._shapes[_full_name(name, part)] = size, shape
-                if part == "weight" and layer.transposed:
-                    self._transposed.add(_full_name(name, part))
                 if part in layer.statistics:
                     self._statistics.add(_full_name(name, part))
                 size += -(-math.prod(shape) // unit) * unit
@@ -118,6 +115,7 @@ class Model:
         self._programs: dict[Any, _core.Program] = {}
         self.workspace = Workspace()
         self._pending: _core.Program | None = None   # holds the batch that backward may be called for
+        self._transposed = {_full_name(name, "weight") for layer, name in self._names.items() if layer.transposed}
         self._tensors = MappingProxyType(self._views(self._flat_parameters, self._shapes))
         self._parameters = MappingProxyType(self.views(self._flat_parameters))
         self._gradients = MappingProxyType(self.views(self._flat_gradients))
@@ -125,7 +123,8 @@ class Model:
         self._stepper: _core.Program | None = None     # what forward used last
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = {"in_use", "_programs", "workspace", "_pending", "_tensors", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients", "_place"}
+        derived = {"in_use", "_programs", "workspace", "_pending", "_tensors", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients", "_place",
+                   "_transposed"}
         number = {symbol: i for i, symbol in enumerate(self._symbols)}   # numbers instead of references: graphs may be deep
         flat = {"_symbols": [(symbol.layer, [number[read] for read in symbol.reads], symbol.width, self._place[symbol]) for symbol in self._symbols],
                 "_outputs": [number[symbol] for symbol in self._outputs]}

@@ -425,13 +425,14 @@ class _Perceptron:
         held_out = None if validation is None else self._held_out(network, loss, validation)
         self.validation_loss_curve_ = None if held_out is None else []
         watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
-        alone = (not (callbacks or validation or self.verbose or self.progress) and self.learning_rate != "invscaling"   # nobody looks between epochs
-                 and np.result_type(self.best_loss_, dtype) == dtype)
+        # Nobody looks between epochs, nobody else draws from the generator, and losses are compared in their own type.
+        alone = (not (callbacks or validation or self.verbose or self.progress) and self.learning_rate != "invscaling"
+                 and (not self.shuffle or isinstance(self.random_state, Integral)) and np.result_type(self.best_loss_, self.tol, dtype) == dtype)
         model.optimizer = updates
         order, epochs = np.arange(n_samples) if self.shuffle else None, 1 if incremental else self.max_iter
 
-        def ended(mean_loss: float) -> bool:
-            """Books an epoch. Whether it was the last one."""
+        def ended(mean_loss: float, stop: bool = False) -> bool:
+            """Books an epoch. Whether it was the last one; stop: because somebody said so."""
             self.n_iter_ += 1
             self.loss_ = dtype.type(mean_loss)
             self.t_ += n_samples
@@ -447,7 +448,8 @@ class _Perceptron:
                 logs["val_score"] = self.validation_scores_[-1]
             tick(self.loss_)
             updates.optimizer.iteration_ends(self.t_)
-            if training._call(callbacks, "on_epoch_end", model, self.n_iter_ - 1, logs) or self._converged():
+            stop |= training._call(callbacks, "on_epoch_end", model, self.n_iter_ - 1, logs)
+            if stop or self._converged():
                 return True
             if self.n_iter_ == self.max_iter and not incremental:
                 warnings.warn("Stochastic Optimizer: Maximum iterations (%d) reached and the optimization hasn't converged yet." % self.max_iter,
@@ -468,17 +470,17 @@ class _Perceptron:
                     run.start(order, rates, series=series)
                     status = _core.RUNNING
                     while status == _core.RUNNING and not stop:
-                        status = run.advance(training.SLICE, 1 if watched else 0)
-                        updates.steps = run.run.steps
+                        try:
+                            status = run.advance(training.SLICE, 1 if watched else 0)
+                        finally:   # also after Ctrl-C
+                            updates.steps = run.run.steps
+                            for loss_of_epoch in () if series is None else series.losses[booked:]:
+                                booked, stop = booked + 1, ended(loss_of_epoch)
                         if watched:
                             stop = training._call(callbacks, "on_batch_end", model, run.run.batch - 1, {"loss": run.run.last_loss})
                             rates[run.run.batch :] = updates.lr
-                        if series is not None:
-                            for loss_of_epoch in series.losses[booked:]:
-                                stop = ended(loss_of_epoch)
-                                booked += 1
                     if series is None:
-                        stop |= ended(run.run.loss_sum / min(run.run.batch * batch_size, n_samples))
+                        stop = ended(run.run.loss_sum / min(run.run.batch * batch_size, n_samples), stop)
                 training._call(callbacks, "on_train_end", model)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)

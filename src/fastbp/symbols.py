@@ -160,10 +160,10 @@ class Transposed(Layer):
     """y = x w + b with the weight w (out, in) of another Linear, `base`, and an own bias: made by Linear.transpose()."""
 
     operation = "dense"
-    transposed = True
 
     def __init__(self, base: Any, bias: bool = True, name: str | None = None):
         self.base, self.bias, self.name = base, arrays.flag("bias", bias), named(name)
+        self.transposed = not base.transposed
         self.in_features, self.out_features = base.out_features, base.in_features
 
     def width(self, inputs: int | None) -> int:

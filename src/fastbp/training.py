@@ -272,9 +272,9 @@ class _NativeRun:
 
     def advance(self, seconds: float, batches: int = 0) -> int:
         """Whole steps for about this long, at least one; `batches` > 0: that many at most."""
-        first = self.run.batch
+        first = self.run.steps
         status = self.run.advance(*self.pace.turn(seconds), batches)
-        if steps := self.run.batch - first:
+        if steps := self.run.steps - first:
             self.pace.ran(steps)
         return status
 
