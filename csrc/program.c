@@ -334,32 +334,58 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     }
 }
 
-/* Turning a weight and its states there and back costs as much as some steps gain by it. Where there is a penalty its sum would depend on how the
- * weights lie, with clipping the norm would, and who asks for the gradient wants it as it is. */
+/* Turning weights and their states there and back costs as much as some steps gain by it. */
 static int pays_to_turn(const fbp_run *r)
 {
     enum { STEPS = 8 };
     const double rate = 5e10, seconds = 3 * r->frame->program->work_per_row * (double)r->batch_size / rate;   /* of a step: multiply-adds */
     const double arrays = 1 + (r->state1 != NULL) + (r->state2 != NULL);
-    return r->optimizer->kind != FBP_GRADIENT && r->optimizer->penalty == 0 && r->optimizer->clip_norm == 0
-        && (double)(r->batches - r->batch) >= STEPS * arrays && r->seconds >= STEPS * arrays * seconds;
+    return r->room && (double)(r->batches - r->batch) >= STEPS * arrays && r->seconds >= STEPS * arrays * seconds;
 }
 
-static void turn(fbp_run *r, int back, const fbp_worker *w)
+/* Parameters and states as everybody sees them, and copies with turned weights: what others see stays whole. */
+typedef struct {
+    fbp_run *run;
+    void *home[3], *copy[3];
+} training;
+
+/* Elements [i, end) but for the weights that turn. */
+static void copy_others(const fbp_program *p, ptrdiff_t i, ptrdiff_t end, const void *from, void *to)
 {
-    const fbp_program *p = r->frame->program;
-    void *const arrays[] = {r->params, r->state1, r->state2};
-    for (const fbp_op *op = p->op; op < p->op + p->ops; op++)
-        for (int i = 0; i < 3; i++)
-            if (op->turns && arrays[i]) fbp_dense_turn(r->frame, op, back, arrays[i], w);
+    while (i < end) {
+        ptrdiff_t stop = end, next = end;
+        for (const fbp_op *op = p->op; op < p->op + p->ops; op++) {
+            const ptrdiff_t size = p->value[op->x].width * p->value[op->y].width;
+            if (op->turns && op->weight + size > i && op->weight < stop) stop = op->weight, next = op->weight + size;
+        }
+        if (stop > i) memcpy(fbp_at(p->table, to, i), fbp_at(p->table, from, i), (size_t)(stop - i) * p->table->size);
+        i = next;
+    }
 }
 
-static void train(const fbp_worker *w, void *run)
+static void move(const training *q, int back, const fbp_worker *w)
 {
-    fbp_run *r = run;
-    if (r->frame->turned) turn(r, 0, w);
-    train_steps(r, w);
-    if (r->frame->turned) turn(r, 1, w);
+    const fbp_frame *f = q->run->frame;
+    const fbp_program *p = f->program;
+    const fbp_optimizer *o = q->run->optimizer;
+    ptrdiff_t i, end;
+    fbp_share(w, o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size, 64, &i, &end);
+    for (int a = 0; a < 3; a++) {
+        if (!q->home[a]) continue;
+        const void *from = back ? q->copy[a] : q->home[a];
+        void *to = back ? q->home[a] : q->copy[a];
+        copy_others(p, i, end, from, to);
+        for (const fbp_op *op = p->op; op < p->op + p->ops; op++) if (op->turns) fbp_dense_turn(f, op, back, from, to, w);
+    }
+    fbp_barrier(w);
+}
+
+static void train(const fbp_worker *w, void *argument)
+{
+    const training *q = argument;
+    if (q->run->frame->turned) move(q, 0, w);
+    train_steps(q->run, w);
+    if (q->run->frame->turned) move(q, 1, w);
 }
 
 void fbp_train(fbp_run *r)
@@ -369,8 +395,17 @@ void fbp_train(fbp_run *r)
         r->status = FBP_DONE;
         return;
     }
+    training q = {.run = r, .home = {r->params, r->state1, r->state2}};
     r->frame->turned = pays_to_turn(r);
-    fbp_run_team(r->threads, FBP_SUBNORMALS_FLUSHED, train, r);
+    if (r->frame->turned) {
+        const fbp_optimizer *o = r->optimizer;
+        const ptrdiff_t parameters = o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size;
+        for (int a = 0; a < 3; a++) if (q.home[a]) q.copy[a] = fbp_at(r->frame->program->table, r->room, a * parameters);
+        r->params = q.copy[0], r->state1 = q.copy[1], r->state2 = q.copy[2];
+    }
+    r->frame->params = r->params;
+    fbp_run_team(r->threads, FBP_SUBNORMALS_FLUSHED, train, &q);
+    r->frame->params = r->params = q.home[0], r->state1 = q.home[1], r->state2 = q.home[2];
     r->frame->turned = 0;
     r->cleared = 1;
     r->frame->step += (uint64_t)r->steps - before;

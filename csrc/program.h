@@ -169,6 +169,8 @@ void fbp_backward(fbp_frame *f, const void *const *dout, int threads);
  * thread. Memory: fbp_frame_bytes(p, 1) for each of `threads` workers. */
 void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *const *y, void *memory, int threads);
 
+enum { FBP_TURNED_BYTES = 1 << 20 };   /* of such copies: making more would take longer than it saves */
+
 enum fbp_status { FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE };
 
 /* What an output is trained for: a term weight * loss of the whole loss. */
@@ -188,6 +190,7 @@ typedef struct {
     const fbp_objective *objective;    /* one per output */
     const fbp_optimizer *optimizer;
     void *params, *state1, *state2;    /* state: velocity, or m and v */
+    void *room;                    /* for a copy of each of these where weights that turn lie turned; NULL: they do not turn */
     const double *lr;              /* per batch of the epoch */
     ptrdiff_t n, batch_size;
     const void *x;                 /* NULL: the frame has a sparse input */

@@ -1,4 +1,5 @@
 """Training: fit, the loop it stands for, minibatches, History and seeds. Divergence is S23 in test_systems.py."""
+import threading
 import functools
 import math
 
@@ -137,6 +138,21 @@ def test_a_first_weight_that_lies_transposed_in_long_calls_equals_the_loop_bit_f
     run(loop(looped, x, y, fb.MSELoss(), make(fb, *optimizer), 2, 3))
     assert_same_bits(fitted, looped)
     assert_same_bits(watched, looped)
+
+
+def test_parameters_are_whole_while_another_thread_trains(build, dtype):
+    """With a learning rate of 0 nobody sees a difference, wherever weights lie meanwhile"""
+    x, y, _ = draw("MSELoss", n=30_000, inputs=17)
+    model = build([("Linear", 17, 31), ("Tanh",), ("Linear", 31, 3)], dtype=dtype)
+    before, expected, looks = model.state_dict(), model.predict(x[:5]), 0
+    trainer = threading.Thread(target=model.fit, args=(x, y), kwargs={"loss": fb.MSELoss(), "optimizer": fb.SGD(0.0), "epochs": 5, "batch_size": 3})
+    trainer.start()
+    while trainer.is_alive() or not looks:
+        for name, value in before.items():
+            np.testing.assert_array_equal(model.parameters[name], value)
+        np.testing.assert_array_equal(model.predict(x[:5]), expected)
+        looks += 1
+    trainer.join()
 
 
 def test_a_weight_with_two_readers_stays_as_it_is(dtype):

@@ -22,23 +22,20 @@ static fbp_matrix weight_of(const fbp_frame *f, const fbp_op *op)
     for (ptrdiff_t i0 = begin; i0 < end; i0 += BLOCK) \
         for (ptrdiff_t j0 = 0; j0 < columns; j0 += BLOCK) \
             for (ptrdiff_t i = i0; i < end && i < i0 + BLOCK; i++) \
-                for (ptrdiff_t j = j0; j < columns && j < j0 + BLOCK; j++) ((type *)to)[i * columns + j] = ((const type *)from)[j * rows + i]
+                for (ptrdiff_t j = j0; j < columns && j < j0 + BLOCK; j++) ((type *)to_weight)[i * columns + j] = ((const type *)from_weight)[j * rows + i]
 
-/* An array laid out as the weight, (O, I), to (I, O) or back, by way of the weight's gradient. */
-void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, void *array, const fbp_worker *w)
+/* The weight in an array laid out as the parameters, (O, I), to another one as (I, O); or back. */
+void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, const void *from, void *to, const fbp_worker *w)
 {
     enum { BLOCK = 16 };
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, rows = back ? O : I, columns = back ? I : O;
-    void *to = fbp_at(t, array, op->weight), *from = fbp_at(t, f->grads, op->weight);
+    const void *from_weight = fbp_at(t, from, op->weight);
+    void *to_weight = fbp_at(t, to, op->weight);
     ptrdiff_t begin, end;
-    fbp_share(w, rows * columns, 1, &begin, &end);
-    memcpy(fbp_at(t, from, begin), fbp_at(t, to, begin), (size_t)(end - begin) * t->size);
-    fbp_barrier(w);
     fbp_share(w, rows, BLOCK, &begin, &end);
     if (t->size == sizeof(float)) TRANSPOSE(float);
     else TRANSPOSE(double);
-    fbp_barrier(w);
 }
 #undef TRANSPOSE
 

@@ -8,7 +8,7 @@
 typedef void fbp_driver(const fbp_frame *f, const fbp_op *op, const fbp_worker *w);
 
 fbp_driver fbp_dense_forward, fbp_dense_backward, fbp_dense_gradients;
-void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, void *array, const fbp_worker *w);
+void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, const void *from, void *to, const fbp_worker *w);
 fbp_driver fbp_softmax_forward, fbp_softmax_backward;
 fbp_driver fbp_sum_forward, fbp_sum_backward;
 fbp_driver fbp_expand_forward, fbp_expand_backward;

@@ -45,6 +45,7 @@ cdef extern from "fastbp.h" nogil:
     enum: FBP_PARAMETER, FBP_LAYERNORM, FBP_BATCHNORM, FBP_SCALE, FBP_EMBEDDING, FBP_SPARSE, FBP_OP_KINDS
     enum: FBP_UNWANTED, FBP_FIRST, FBP_MORE, FBP_SHARED
     enum: FBP_SGD, FBP_ADAM, FBP_GRADIENT
+    enum: FBP_TURNED_BYTES
     enum: FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE
 
     ctypedef struct fbp_epilogue:
@@ -142,6 +143,7 @@ cdef extern from "fastbp.h" nogil:
         void *params
         void *state1
         void *state2
+        void *room
         const double *lr
         ptrdiff_t n, batch_size
         const void *x
@@ -512,12 +514,14 @@ cdef class Program:
     cdef readonly ptrdiff_t capacity, parameters, inputs
     cdef readonly tuple widths     # of the outputs
     cdef readonly dict nodes
+    cdef bint turns            # a weight does, while training
 
     def __cinit__(self, dtype, values, operations, int input, outputs, bint complete, ptrdiff_t capacity,
                   ptrdiff_t arena, double work_per_row, ptrdiff_t parameters, dict nodes):
         cdef int i, n = len(values)
         cdef ptrdiff_t width, most, most_bias, kept, X, Y, Z
         cdef bint fits, statistics = False
+        self.turns = False
         self.type = type_of(dtype)
         self.capacity = capacity
         self.parameters = parameters
@@ -555,6 +559,7 @@ cdef class Program:
             self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, at, room, alpha, beta,
                                 dalpha, zalpha, stream, stage)
             statistics |= kind == FBP_BATCHNORM
+            self.turns |= turns
         self.output = <fbp_output *>allocate(len(outputs) * sizeof(fbp_output))
         for i, (v, act, alpha) in enumerate(outputs):
             if not 0 <= v < n:
@@ -840,6 +845,10 @@ cdef class Run:
         self.c.params = data(params, type, program.parameters, True) if program.parameters else NULL
         self.c.state1, self.c.state2 = maybe(state1, type, update.size, True), maybe(state2, type, update.size, True)
         update.check_state(self.c.state1, self.c.state2)
+        cdef size_t bytes = (1 + (state1 is not None) + (state2 is not None)) * program.parameters * (4 if type == FBP_F32 else 8)
+        # A sum over all parameters depends on how they lie; who asks for gradients wants them as they are.
+        if program.turns and bytes <= FBP_TURNED_BYTES and update.c.kind != FBP_GRADIENT and update.c.penalty == 0 and update.c.clip_norm == 0:
+            self.c.room = allocate(bytes)
         self.c.n, self.c.batch_size = n, batch
         if program.sparse:
             self.rows, self.c.x = csr(x, type, program.inputs), NULL
@@ -860,6 +869,7 @@ cdef class Run:
         program.frame.csr = &self.rows if program.sparse else NULL
 
     def __dealloc__(self):
+        free(self.c.room)
         free(self.c.partial)
         free(self.objective)
 
