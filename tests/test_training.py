@@ -1,7 +1,7 @@
 """Training: fit, the loop it stands for, minibatches, History and seeds. Divergence is S23 in test_systems.py."""
-import threading
 import functools
 import math
+import threading
 
 import numpy as np
 import pytest
