@@ -238,6 +238,8 @@ static void lose(const fbp_run *r, const fbp_frame *f, const fbp_worker *w, cons
     }
 }
 
+static ptrdiff_t parameters_of(const fbp_optimizer *o) { return o->slots ? o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size : 0; }
+
 /* Whole steps until the time is up, the epoch ends, or a number stops being finite. All workers run this side by side, each
  * with its own frame; they take every decision from the same numbers. Worker 0 alone writes to the run. */
 static void train_steps(fbp_run *r, const fbp_worker *w)
@@ -247,7 +249,7 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     const fbp_kernels *t = p->table;
     const fbp_optimizer *o = r->optimizer;
     const ptrdiff_t chunks = (r->batch_size + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK;
-    const ptrdiff_t parameters = o->slots ? o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size : 0;
+    const ptrdiff_t parameters = parameters_of(o);
     /* Clipping needs all gradients first; few parameters are updated faster in one go. */
     const int rides = p->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && parameters > SMALL;
     double *losses = r->partial, *hits = losses + p->outputs * chunks, *broken = hits + chunks, *squares = broken + w->parts;
@@ -367,9 +369,8 @@ static void move(const training *q, int back, const fbp_worker *w)
 {
     const fbp_frame *f = q->run->frame;
     const fbp_program *p = f->program;
-    const fbp_optimizer *o = q->run->optimizer;
     ptrdiff_t i, end;
-    fbp_share(w, o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size, 64, &i, &end);
+    fbp_share(w, parameters_of(q->run->optimizer), 64, &i, &end);
     for (int a = 0; a < 3; a++) {
         if (!q->home[a]) continue;
         const void *from = back ? q->copy[a] : q->home[a];
@@ -398,9 +399,7 @@ void fbp_train(fbp_run *r)
     training q = {.run = r, .home = {r->params, r->state1, r->state2}};
     r->frame->turned = pays_to_turn(r);
     if (r->frame->turned) {
-        const fbp_optimizer *o = r->optimizer;
-        const ptrdiff_t parameters = o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size;
-        for (int a = 0; a < 3; a++) if (q.home[a]) q.copy[a] = fbp_at(r->frame->program->table, r->room, a * parameters);
+        for (int a = 0; a < 3; a++) if (q.home[a]) q.copy[a] = fbp_at(r->frame->program->table, r->room, a * parameters_of(r->optimizer));
         r->params = q.copy[0], r->state1 = q.copy[1], r->state2 = q.copy[2];
     }
     r->frame->params = r->params;

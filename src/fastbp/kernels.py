@@ -71,16 +71,12 @@ def _agree(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def _product(a_name: str, a: Any, b_name: str, b: Any, out: np.ndarray | None, **epilogue: Any) -> np.ndarray:
-    if not _core.plain_matrices(a, b, out):
-        a = _array(a_name, a, 2)
-        b = _array(b_name, b, 2, a.dtype)
-        _agree(b_name, b, (a.shape[1], b.shape[1]))
-        out = _out(out, (a.shape[0], b.shape[1]), a.dtype, a, b)
-        a, b = _strided(a), _strided(b)
-    elif a.shape[1] != b.shape[0] or (out is not None and out.shape != (a.shape[0], b.shape[1])):
-        _agree(b_name, b, (a.shape[1], b.shape[1]))
-        _out(out, (a.shape[0], b.shape[1]), a.dtype)
-    return _core.matmul(a, b, np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out, **epilogue)
+    """What _core.plain_product has left: arguments to convert, or to complain of."""
+    a = _array(a_name, a, 2)
+    b = _array(b_name, b, 2, a.dtype)
+    _agree(b_name, b, (a.shape[1], b.shape[1]))
+    out = _out(out, (a.shape[0], b.shape[1]), a.dtype, a, b)
+    return _core.matmul(_strided(a), _strided(b), out, **epilogue)
 
 
 def matmul(a: Any, b: Any, out: np.ndarray | None = None) -> np.ndarray:
