@@ -286,12 +286,82 @@ static int pays_by_rows(const fbp_block *q)
     return far && in_rows && q->m <= most && q->start != FBP_ADD;
 }
 
+/* A product of few terms: a vector of every row of B stays in registers while the rows of A pass over them. The same chains as in a tile. */
+#if VBYTES == 64
+enum { TERMS = 20 };
+#elif defined(__aarch64__)
+enum { TERMS = 16 };
+#else
+enum { TERMS = 8 };
+#endif
+
+static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp_block *block)
+{
+    enum { ROWS = 4 };             /* at a time */
+    const fbp_block q = *block;    /* copies: what is stored to C cannot change them */
+    const ptrdiff_t near = VBYTES < 64 && (size_t)q.ldc * sizeof(real) % 1024 == 0 ? 8 : 32;   /* rows of C whose lines, begun by one vector, the next one still finds */
+    const fbp_epilogue e = q.epilogue ? *q.epilogue : (fbp_epilogue){0};
+    const int rectifies = e.act == FBP_RELU && !e.y, masks = e.act == FBP_RELU && e.y;
+    for (ptrdiff_t i0 = 0; i0 < q.m; i0 += near) {
+        const ptrdiff_t end = q.m - i0 < near ? q.m : i0 + near;
+        for (ptrdiff_t j = 0; j < q.n; j += VL) {
+            const ptrdiff_t r = q.n - j < VL ? q.n - j : VL;
+            const real *from = q.b + j / NR * q.b_panel + j % NR;
+            vreal b[TERMS];
+            _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) b[p] = v_part(from + p * q.b_row, r);
+            const vreal bias = e.bias ? v_part(e.bias + j, r) : (vreal){0};
+            const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y + i0 * e.ldy + j;
+            real *c = q.c + i0 * q.ldc + j;
+#define EACH _Pragma("GCC unroll 4") for (int l = 0; l < rows; l++)
+#define PASS(count) { \
+                enum { rows = count }; \
+                vreal acc[rows]; \
+                EACH acc[l] = q.start == FBP_CONTINUE ? v_part(c + l * q.ldc, r) : (vreal){0}; \
+                const real *at = a; \
+                _Pragma("GCC unroll 20") for (int p = 0; p < k; p++, at += by_columns ? q.a_col : 1) \
+                    EACH acc[l] = v_fma(v_set(at[by_columns ? l : l * q.a_row]), b[p], acc[l]); \
+                if (q.start == FBP_ADD) EACH acc[l] += v_part(c + l * q.ldc, r); \
+                if (e.bias) EACH acc[l] += bias; \
+                if (rectifies) EACH acc[l] = relu(acc[l], 0); \
+                if (masks) EACH acc[l] = relu_backward(v_part(y + l * e.ldy, r), acc[l], 0); \
+                EACH v_put(c + l * q.ldc, acc[l], r); \
+                a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * e.ldy; }
+            ptrdiff_t i = i0;
+            for (; i + ROWS <= end; i += ROWS) PASS(ROWS)
+            for (; i < end; i++) PASS(1)
+#undef EACH
+#undef PASS
+        }
+    }
+}
+
+#define FEW_TERMS(k) \
+    static void terms_##k##_rows(const fbp_block *q) { few_terms(k, 0, q); } \
+    static void terms_##k##_columns(const fbp_block *q) { few_terms(k, 1, q); }
+#define NAME(k) { terms_##k##_rows, terms_##k##_columns },
+#if VBYTES == 64
+#define UP_TO_TERMS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20)
+#elif defined(__aarch64__)
+#define UP_TO_TERMS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16)
+#else
+#define UP_TO_TERMS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#endif
+UP_TO_TERMS(FEW_TERMS)
+
+/* Half a vector is faster in a tile. */
+static int pays_by_terms(const fbp_block *q)
+{
+    return 0 < q->k && q->k <= TERMS && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row;
+}
+
 static void block(const fbp_block *q)
 {
     static void (*const rows[FEW])(const fbp_block *) = {rows_1, rows_2, rows_3, rows_4, rows_5, rows_6};
     assert(q->m > 0 && q->n > 0 && q->k >= 0);
     assert(q->start == FBP_STORE || q->start == FBP_CONTINUE || q->start == FBP_ADD);
+    static void (*const terms[TERMS][2])(const fbp_block *) = {UP_TO_TERMS(NAME)};
     if (pays_by_rows(q)) rows[q->m - 1](q);
+    else if (pays_by_terms(q)) terms[q->k - 1][q->a_col != 1](q);
     else {
         const real *b = q->b;
         for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
