@@ -195,6 +195,19 @@ def test_product_is_one_chain_in_ascending_order(isa, dtype, product, k):
     assert same_bits(product(dtype, *CHAINS[:2], k, whole=False), expected)
 
 
+@every_orientation
+def test_product_of_few_terms_is_the_same_chain(isa, dtype, product):
+    """Up to more terms than are ever kept in registers; a few rows and many, ragged columns"""
+    t = tile(isa, dtype)
+    for k in range(1, 23):
+        _, expected = chains(dtype, isa != "baseline", 37, t.NR + t.VL + 1, k)
+        for m, n in [(4, t.VL), (5, t.VL // 2 + 1), (7, t.VL + 1), (8, t.NR), (37, t.NR + t.VL + 1)]:
+            out = Framed((m, n), dtype)
+            product(dtype, m, n, k, out.array, whole=False)
+            assert same_bits(out.array, expected[:m, :n]), (m, n, k)
+            assert out.intact(), (m, n, k)
+
+
 def test_bias_is_added_last(isa, dtype):
     bias = stored(dtype, whole=False)[4][: CHAINS[1]]
     _, product = chains(dtype, isa != "baseline", *CHAINS)

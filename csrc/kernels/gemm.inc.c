@@ -107,36 +107,50 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
     if (far) EACH __builtin_prefetch(c + (mr + i) * ldc + v * VL, 0, 2);
     const real *row[(MR + 2) / 3];   /* every third row has its pointer; the two after it are one and two strides away */
     _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] = a + i * a_row;
-    const ptrdiff_t last = q->k < NEAR ? q->k : NEAR;
     const int whole = ragged == HALF ? nv - 1 : nv;
     vhalf half[MR];
     if (ragged == HALF) _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) half[i] = v_low(acc[i][nv - 1]);
+    vreal bv[NV];
+#define VECTORS(n) _Pragma("GCC unroll 4") for (int v = 0; v < n; v++)
+#define ROWS _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++)
+#define LOAD_B VECTORS(nv) bv[v] = WHOLE_PANELS ? v_load(b + v * VL) : LOAD(b, v)
+#define TERM { \
+        const vreal ai = v_set(row[i / 3][i % 3 * a_row]); \
+        VECTORS(whole) acc[i][v] = v_fma(ai, bv[v], acc[i][v]); \
+        if (ragged == HALF) half[i] = v_fma_half(v_low(ai), v_low(bv[nv - 1]), half[i]); }
+    const ptrdiff_t last = q->k < NEAR ? q->k : NEAR;
     for (int part = 0; part < 2; part++) {
-        for (ptrdiff_t p = part == 0 ? q->k - last : last; p > 0; p--) {
-            vreal bv[NV];
-            _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++) bv[v] = WHOLE_PANELS ? v_load(b + v * VL) : LOAD(b, v);
-            _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) {
-                const vreal ai = v_set(row[i / 3][i % 3 * a_row]);
-                _Pragma("GCC unroll 4") for (int v = 0; v < whole; v++) acc[i][v] = v_fma(ai, bv[v], acc[i][v]);
-                if (ragged == HALF) half[i] = v_fma_half(v_low(ai), v_low(bv[nv - 1]), half[i]);
-            }
+        for (ptrdiff_t p = part == 0 ? q->k - last : last - 1; p > 0; p--) {
+            LOAD_B;
+            ROWS TERM
             _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] += a_col;
             b += b_row;
         }
         if (part == 0 && far) EACH __builtin_prefetch(c + (mr + i) * ldc + v * VL, 1);
     }
 
-    if (ragged == HALF) _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) acc[i][nv - 1] = v_whole(half[i]);
-    if (q->start == FBP_ADD) EACH acc[i][v] += LOAD(c + i * ldc, v);
-    if (e && e->bias) EACH acc[i][v] += LOAD(e->bias + j0, v);
-    const real *y = e && e->y ? e->y + i0 * e->ldy + j0 : NULL;
-    const int act = e ? e->act : FBP_IDENTITY;
-    if (act == FBP_RELU && !y) EACH acc[i][v] = relu(acc[i][v], 0);
-    if (act == FBP_RELU && y) EACH acc[i][v] = relu_backward(LOAD(y + i * e->ldy, v), acc[i][v], 0);
-    EACH {
-        if (ragged && v == nv - 1) v_store_n(c + i * ldc + v * VL, acc[i][v], tail);
-        else v_store(c + i * ldc + v * VL, acc[i][v]);
+    /* The last term row by row with what follows it, so that there is arithmetic between the stores. */
+    const real *bias = e && e->bias ? e->bias + j0 : NULL, *y = e && e->y ? e->y + i0 * e->ldy + j0 : NULL;
+    const ptrdiff_t ldy = e ? e->ldy : 0;
+    const int adds = q->start == FBP_ADD, rectifies = e && e->act == FBP_RELU && !y, masks = e && e->act == FBP_RELU && y;
+    LOAD_B;
+    __asm__("" : "+r"(c));   /* else the compiler would work out the addresses of all rows before the loop and keep them on the stack */
+    ROWS {
+        TERM
+        if (ragged == HALF) acc[i][nv - 1] = v_whole(half[i]);
+        if (adds) VECTORS(nv) acc[i][v] += LOAD(c + i * ldc, v);
+        if (bias) VECTORS(nv) acc[i][v] += LOAD(bias, v);
+        if (rectifies) VECTORS(nv) acc[i][v] = relu(acc[i][v], 0);
+        if (masks) VECTORS(nv) acc[i][v] = relu_backward(LOAD(y + i * ldy, v), acc[i][v], 0);
+        VECTORS(nv) {
+            if (ragged && v == nv - 1) v_store_n(c + i * ldc + v * VL, acc[i][v], tail);
+            else v_store(c + i * ldc + v * VL, acc[i][v]);
+        }
     }
+#undef TERM
+#undef LOAD_B
+#undef ROWS
+#undef VECTORS
 #undef EACH
 #undef LOAD
 }
@@ -338,20 +352,20 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
 #define FEW_TERMS(k) \
     static void terms_##k##_rows(const fbp_block *q) { few_terms(k, 0, q); } \
     static void terms_##k##_columns(const fbp_block *q) { few_terms(k, 1, q); }
-#define NAME(k) { terms_##k##_rows, terms_##k##_columns },
+#define BOTH_TERMS(k) { terms_##k##_rows, terms_##k##_columns },
 #if VBYTES == 64
-#define UP_TO_TERMS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20)
+#define UP_TO_TERMS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20)
 #elif defined(__aarch64__)
-#define UP_TO_TERMS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16)
+#define UP_TO_TERMS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16)
 #else
-#define UP_TO_TERMS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#define UP_TO_TERMS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #endif
 UP_TO_TERMS(FEW_TERMS)
 
 /* Half a vector is faster in a tile. */
 static int pays_by_terms(const fbp_block *q)
 {
-    return 0 < q->k && q->k <= TERMS && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row;
+    return q->k == 0 || (q->k <= TERMS && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row);
 }
 
 static void block(const fbp_block *q)
@@ -359,9 +373,9 @@ static void block(const fbp_block *q)
     static void (*const rows[FEW])(const fbp_block *) = {rows_1, rows_2, rows_3, rows_4, rows_5, rows_6};
     assert(q->m > 0 && q->n > 0 && q->k >= 0);
     assert(q->start == FBP_STORE || q->start == FBP_CONTINUE || q->start == FBP_ADD);
-    static void (*const terms[TERMS][2])(const fbp_block *) = {UP_TO_TERMS(NAME)};
+    static void (*const terms[TERMS + 1][2])(const fbp_block *) = {UP_TO_TERMS(BOTH_TERMS)};
     if (pays_by_rows(q)) rows[q->m - 1](q);
-    else if (pays_by_terms(q)) terms[q->k - 1][q->a_col != 1](q);
+    else if (pays_by_terms(q)) terms[q->k][q->a_col != 1](q);
     else {
         const real *b = q->b;
         for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
