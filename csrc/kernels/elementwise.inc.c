@@ -29,7 +29,7 @@ static ALWAYS_INLINE void map_backward(ptrdiff_t n, const real *s, const real *d
 /* ---- y = f(x) and dx = dy * f'(s). Comparisons are written so that NaN passes through, and ReLU'(0) = 0. ------------ */
 
 static ALWAYS_INLINE vreal identity(vreal x, real alpha) { (void)alpha; return x; }
-static ALWAYS_INLINE vreal relu(vreal x, real alpha) { (void)alpha; return v_drop(x <= 0, x); }
+static ALWAYS_INLINE vreal relu(vreal x, real alpha) { (void)alpha; return v_max((vreal){0}, x); }   /* NaN and -0 stay what they are */
 static ALWAYS_INLINE vreal leaky_relu(vreal x, real alpha) { return v_select(x > 0, x, x * alpha); }
 static ALWAYS_INLINE vreal sigmoid(vreal x, real alpha) { (void)alpha; return v_sigmoid(x); }
 static ALWAYS_INLINE vreal tanh_(vreal x, real alpha) { (void)alpha; return v_tanh(x); }

@@ -315,7 +315,9 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
     const fbp_block q = *block;    /* copies: what is stored to C cannot change them */
     const ptrdiff_t near = VBYTES < 64 && (size_t)q.ldc * sizeof(real) % 1024 == 0 ? 8 : 32;   /* rows of C whose lines, begun by one vector, the next one still finds */
     const fbp_epilogue e = q.epilogue ? *q.epilogue : (fbp_epilogue){0};
-    const int rectifies = e.act == FBP_RELU && !e.y, masks = e.act == FBP_RELU && e.y;
+    enum { CONTINUES = 1, ADDS = 2, BIASES = 4, RECTIFIES = 8, MASKS = 16 };   /* in one register */
+    const int does = (q.start == FBP_CONTINUE) * CONTINUES | (q.start == FBP_ADD) * ADDS | (e.bias != NULL) * BIASES
+        | (e.act == FBP_RELU) * (e.y ? MASKS : RECTIFIES);
     for (ptrdiff_t i0 = 0; i0 < q.m; i0 += near) {
         const ptrdiff_t end = q.m - i0 < near ? q.m : i0 + near;
         for (ptrdiff_t j = 0; j < q.n; j += VL) {
@@ -323,21 +325,21 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
             const real *from = q.b + j / NR * q.b_panel + j % NR;
             vreal b[TERMS];
             _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) b[p] = v_part(from + p * q.b_row, r);
-            const vreal bias = e.bias ? v_part(e.bias + j, r) : (vreal){0};
+            const vreal bias = does & BIASES ? v_part(e.bias + j, r) : (vreal){0};
             const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y + i0 * e.ldy + j;
             real *c = q.c + i0 * q.ldc + j;
 #define EACH _Pragma("GCC unroll 4") for (int l = 0; l < rows; l++)
 #define PASS(count) { \
                 enum { rows = count }; \
                 vreal acc[rows]; \
-                EACH acc[l] = q.start == FBP_CONTINUE ? v_part(c + l * q.ldc, r) : (vreal){0}; \
+                EACH acc[l] = does & CONTINUES ? v_part(c + l * q.ldc, r) : (vreal){0}; \
                 const real *at = a; \
                 _Pragma("GCC unroll 20") for (int p = 0; p < k; p++, at += by_columns ? q.a_col : 1) \
                     EACH acc[l] = v_fma(v_set(at[by_columns ? l : l * q.a_row]), b[p], acc[l]); \
-                if (q.start == FBP_ADD) EACH acc[l] += v_part(c + l * q.ldc, r); \
-                if (e.bias) EACH acc[l] += bias; \
-                if (rectifies) EACH acc[l] = relu(acc[l], 0); \
-                if (masks) EACH acc[l] = relu_backward(v_part(y + l * e.ldy, r), acc[l], 0); \
+                if (does & ADDS) EACH acc[l] += v_part(c + l * q.ldc, r); \
+                if (does & BIASES) EACH acc[l] += bias; \
+                if (does & RECTIFIES) EACH acc[l] = relu(acc[l], 0); \
+                if (does & MASKS) EACH acc[l] = relu_backward(v_part(y + l * e.ldy, r), acc[l], 0); \
                 EACH v_put(c + l * q.ldc, acc[l], r); \
                 a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * e.ldy; }
             ptrdiff_t i = i0;
