@@ -255,25 +255,37 @@ enum { FEW = 6, STREAMS = 8 };
 static ALWAYS_INLINE void few_rows(const int m, const fbp_block *q)
 {
     enum { COLUMNS = 512 };   /* of C, that stay in the first cache */
+    const ptrdiff_t b_row = q->b_row, ldc = q->ldc;
+    const int kept = m * STREAMS <= (VBYTES == 64 ? 24 : 8);   /* the elements of A stay in registers */
     for (ptrdiff_t j0 = 0; j0 < q->n; j0 += COLUMNS) {
         const ptrdiff_t end = q->n - j0 < COLUMNS ? q->n : j0 + COLUMNS;
         for (ptrdiff_t p = 0; p < q->k; p += STREAMS) {
-            const real *a = q->a + p * q->a_col, *b = q->b + p * q->b_row;
+            const real *b = q->b + p * b_row;
             const int count = q->k - p < STREAMS ? (int)(q->k - p) : STREAMS, fresh = p == 0 && q->start == FBP_STORE;
-            vreal acc[FEW];
+            real a[FEW][STREAMS];
+            vreal acc[FEW], all[FEW][STREAMS];
 #define EACH _Pragma("GCC unroll 6") for (int i = 0; i < m; i++)
-#define STREAM(l) { \
-                const vreal row = v_part(b + (l) * q->b_row + j, r); \
-                EACH acc[i] = v_fma(v_set(a[i * q->a_row + (l) * q->a_col]), row, acc[i]); }
+#define ALL _Pragma("GCC unroll 8") for (int l = 0; l < STREAMS; l++)
+            EACH for (int l = 0; l < count; l++) a[i][l] = q->a[i * q->a_row + (p + l) * q->a_col];
+            if (kept && count == STREAMS) EACH ALL all[i][l] = v_set(a[i][l]);
             for (ptrdiff_t j = j0; j < end; j += VL) {
                 const ptrdiff_t r = end - j < VL ? end - j : VL;
-                EACH acc[i] = fresh ? (vreal){0} : v_part(q->c + i * q->ldc + j, r);
-                if (count == STREAMS) _Pragma("GCC unroll 8") for (int l = 0; l < STREAMS; l++) STREAM(l)
-                else for (int l = 0; l < count; l++) STREAM(l)
-                EACH v_put(q->c + i * q->ldc + j, acc[i], r);
+                real *c = q->c + j;
+                EACH acc[i] = fresh ? (vreal){0} : v_part(c + i * ldc, r);
+                if (count == STREAMS)
+                    ALL {
+                        const vreal row = v_part(b + l * b_row + j, r);
+                        EACH acc[i] = v_fma(kept ? all[i][l] : v_set(a[i][l]), row, acc[i]);
+                    }
+                else
+                    for (int l = 0; l < count; l++) {
+                        const vreal row = v_part(b + l * b_row + j, r);
+                        EACH acc[i] = v_fma(v_set(a[i][l]), row, acc[i]);
+                    }
+                EACH v_put(c + i * ldc, acc[i], r);
             }
 #undef EACH
-#undef STREAM
+#undef ALL
         }
     }
     const fbp_epilogue *e = q->epilogue;
@@ -297,7 +309,8 @@ static int pays_by_rows(const fbp_block *q)
     const int in_rows = q->b_panel == NR && q->b_row != NR;
     const int far = (size_t)(q->k * q->n) * sizeof(real) > 4 * A_BYTES;   /* nearer, tiles are faster, and also with short strides, but for the fewest rows */
     const ptrdiff_t most = (size_t)q->b_row * sizeof(real) >= 4096 ? FEW : VBYTES == 64 ? FEW / 2 : 1;
-    return far && in_rows && q->m <= most && q->start != FBP_ADD;
+    const int one = q->m == 1 && q->n > 6 * NR && q->k > STREAMS;
+    return (far || one) && in_rows && q->m <= most && q->start != FBP_ADD;
 }
 
 /* A product of few terms: a vector of every row of B stays in registers while the rows of A pass over them. The same chains as in a tile. */

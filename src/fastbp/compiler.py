@@ -155,8 +155,8 @@ def _plan(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> tup
 
 
 def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dtype, capacity: int, training: bool,
-                  places: Mapping[Any, Mapping[str, int]], parameters: int, input_gradient: bool = False, keep: bool = False) -> _core.Program:
-    """The program that computes the nodes `outputs` from the input, for at most `capacity` rows at once.
+                  places: Mapping[Any, Mapping[str, int]], parameters: int, input_gradient: bool = False, keep: bool = False) -> tuple[Any, ...]:
+    """The arguments of the _core.Program that computes the nodes `outputs` from the input, for at most `capacity` rows at once.
 
     places: layer -> name of a parameter -> its offset in the flat parameters, which have `parameters` elements.
     input_gradient: backward also computes dL/dinput. keep: it computes the gradient by every node, and nothing is overwritten: Program.read
@@ -279,7 +279,7 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
         ends.append((number[v], _core.ACTIVATIONS[closing.function] if closing else IDENTITY, closing.alpha if closing else 0.0))
     complete = {op.layer for op in operations if op.layer is not None} == set(places)
     work = sum({"dense": width[op.x], "sparse": ENTRIES}.get(op.kind, 8) * width[op.y] for op in operations)
-    return _core.Program(
+    return (
         dtype, [(width[v], offsets.get(v, -1), offsets.get(~v, -1)) for v in sorted(values)], table, number[input], ends,
         complete, capacity, arena, float(work), parameters,
         {node: number[value] for node, value in same.items() if value in number})

@@ -113,6 +113,7 @@ class Model:
         """What is derived or belongs to this process: programs, views, marks."""
         self.in_use = InUse()
         self._programs: dict[Any, _core.Program] = {}
+        self._compiled: dict[Any, tuple[Any, ...]] = {}   # what they were made of
         self.workspace = Workspace()
         self._pending: _core.Program | None = None   # holds the batch that backward may be called for
         self._transposed = {_full_name(name, "weight") for layer, name in self._names.items() if layer.transposed}
@@ -123,7 +124,7 @@ class Model:
         self._stepper: _core.Program | None = None     # what forward used last
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = {"in_use", "_programs", "workspace", "_pending", "_tensors", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients", "_place",
+        derived = {"in_use", "_programs", "_compiled", "workspace", "_pending", "_tensors", "_parameters", "_gradients", "_predictor", "_stepper", "_flat_gradients", "_place",
                    "_transposed"}
         number = {symbol: i for i, symbol in enumerate(self._symbols)}   # numbers instead of references: graphs may be deep
         flat = {"_symbols": [(symbol.layer, [number[read] for read in symbol.reads], symbol.width, self._place[symbol]) for symbol in self._symbols],
@@ -295,6 +296,15 @@ class Model:
         other.load_state_dict(values)
         return other
 
+    def _blank(self) -> Model:
+        """A model of the same layers, whose parameters are all 0; the two share what the compiler makes of them."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._flat_parameters, other._flat_gradients = (arrays.aligned_zeros(self._flat_parameters.size, self._dtype) for _ in range(2))
+        other._reset()
+        other._compiled = self._compiled
+        return other
+
     def __call__(self, node: Symbol | Sequence[Symbol]) -> Any:
         """The symbols of this model's outputs for other symbols as inputs: its layers, shared. A model made of them begins with this one's
         present parameters and has its own."""
@@ -324,11 +334,15 @@ class Model:
             nodes = self.nodes
             if self.inputs is None:
                 nodes = tuple(Node(node.layer, node.reads, inputs) for node in nodes)
-            if len(self._programs) >= PROGRAMS_KEPT:
-                self._programs.clear()
-            self._programs[key] = compiler.compile_graph(
-                nodes, outputs, dtype=self._dtype, capacity=capacity, training=training,
-                places=self._places, parameters=self._flat_parameters.size, input_gradient=input_gradient, keep=keep)
+            compiled = self._compiled.get(key)
+            if compiled is None:
+                compiled = compiler.compile_graph(
+                    nodes, outputs, dtype=self._dtype, capacity=capacity, training=training,
+                    places=self._places, parameters=self._flat_parameters.size, input_gradient=input_gradient, keep=keep)
+            for kept, made in ((self._compiled, compiled), (self._programs, _core.Program(*compiled))):
+                if len(kept) >= PROGRAMS_KEPT:
+                    kept.clear()
+                kept[key] = made
         return self._programs[key]
 
     def predict(self, x: Any, outputs: Symbol | Sequence[Symbol] | None = None) -> Any:

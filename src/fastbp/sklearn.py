@@ -7,6 +7,7 @@ call. Beside that they take what the original does not (see the classes); all of
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 from sklearn.utils import compute_sample_weight
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from . import _core, arrays, runtime, training
@@ -56,25 +57,42 @@ class _Csr:
         return cls(x.shape, arrays.convert(x.indptr, np.dtype(np.int64)), arrays.convert(x.indices, np.dtype(np.int32)), arrays.convert(x.data, dtype))
 
 
+PLAIN = {int, float, str, bool, type(None)}
+
+
+@functools.lru_cache(maxsize=128)
+def _validate(kind: type, values: tuple[Any, ...], types: tuple[type, ...]) -> None:
+    """What scikit-learn does with the parameters before every fit, once for the same plain values (and types, as 1, 1.0 and True are equal): looking at
+    all constraints takes as long as some epochs."""
+    validate_parameter_constraints(kind._parameter_constraints, dict(zip(kind._parameter_constraints, values, strict=True)), caller_name=kind.__name__)
+
+
+@functools.lru_cache(maxsize=32)
+def _chain(form: tuple[Any, ...]) -> tuple[Sequential, list[str]]:
+    """The layers of all networks of a form, in a model that nobody trains, and the names of those that have parameters."""
+    widths, activations, dropout, sparse, dtype = form
+    layers, names = [], []
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
+        names.append(str(len(layers)))
+        layers.append(Linear(inputs, outputs, init="zeros"))
+        if i == 0:   # lies as coefs_[0]: no gradient by the input is wanted, and the other products are faster
+            layers[0].transposed = True
+            layers[0].operation = "sparse" if sparse else "dense"
+        if i < len(activations):
+            layers.append(ACTIVATIONS[activations[i]]())
+            if dropout:
+                layers.append(Dropout(dropout))
+    return Sequential(*layers, dtype=dtype, seed=0), names
+
+
 class _Network:
     """A chain of layers up to what stands before the output activation. `coefs` and `intercepts` are its parameters as scikit-learn has them:
     views, so what is written to one is in the other."""
 
     def __init__(self, widths: Sequence[int], activations: Sequence[str], dropout: float, sparse: bool, dtype: np.dtype):
-        layers, names = [], []
-        for i, (inputs, outputs) in enumerate(pairwise(widths)):
-            names.append(str(len(layers)))
-            layers.append(Linear(inputs, outputs, init="zeros"))
-            if i == 0:   # lies as coefs_[0]: no gradient by the input is wanted, and the other products are faster
-                layers[0].transposed = True
-                layers[0].operation = "sparse" if sparse else "dense"
-            if i < len(activations):
-                layers.append(ACTIVATIONS[activations[i]]())
-                if dropout:
-                    layers.append(Dropout(dropout))
         self.form = tuple(widths), tuple(activations), dropout, sparse, np.dtype(dtype)
-        self.model = Sequential(*layers, dtype=dtype, seed=0)
-        self._names = names
+        chain, self._names = _chain(self.form)
+        self.model = chain._blank()
         self._twin: _Network | None = None   # of the other dtype
         self.updates: _Updates | None = None   # of the last fit
         self.coefs, self.intercepts = self.parts(self.model.flat_parameters)
@@ -258,6 +276,14 @@ class _Perceptron:
     """What both estimators replace."""
 
     _network: _Network
+
+    def _validate_params(self) -> None:
+        values = tuple(getattr(self, name) for name in self._parameter_constraints)
+        types = tuple(type(part) for value in values for part in (value if type(value) is tuple else (value,)))
+        if PLAIN.issuperset(types):
+            _validate(type(self), values, types)
+        else:
+            super()._validate_params()
 
     # ---- from parameters to layers, losses and rows -----------------------------------------------------------------------------------------
 
