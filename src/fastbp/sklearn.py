@@ -173,7 +173,8 @@ class _Updates:
     """scikit-learn's optimizer as the engine runs it: the rule is here, the state lies in flat arrays of which the optimizer's lists are views."""
 
     def __init__(self, network: _Network, optimizer: SGDOptimizer | AdamOptimizer):
-        self.optimizer, self._network, self.penalty = optimizer, network, 0.0
+        self.optimizer, self.penalty = optimizer, 0.0
+        self._slots = network.slots()
         self._adam = isinstance(optimizer, AdamOptimizer)
         self.state = []
         for name in ("ms", "vs") if self._adam else ("velocities",) if optimizer.momentum else ():
@@ -213,7 +214,7 @@ class _Updates:
         o = self.optimizer
         numbers = ({"betas": (o.beta_1, o.beta_2), "eps": o.epsilon, "epsilon_hat": True} if self._adam
                    else {"momentum": o.momentum, "nesterov": o.nesterov, "rate_inside": True})
-        return _core.UpdateRule("adam" if self._adam else "sgd", self._network.slots(), penalty=self.penalty, clip_norm=clip_norm, **numbers)
+        return _core.UpdateRule("adam" if self._adam else "sgd", self._slots, penalty=self.penalty, clip_norm=clip_norm, **numbers)
 
 
 class _Gradient:
