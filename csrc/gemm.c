@@ -100,16 +100,18 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
 
 static int same_sets(const fbp_kernels *t, ptrdiff_t stride) { return stride * (ptrdiff_t)t->size % 1024 == 0; }
 
+static int sums_up(const fbp_product *q) { return q->epilogue && q->epilogue->sums; }
+
 /* A transposed B that few rows pass over. */
 static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
 {
-    return m <= 3 && !same_sets(t, q->b.col) && q->b.row == 1 && q->b.col != 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+    return m <= 3 && !sums_up(q) && !same_sets(t, q->b.col) && q->b.row == 1 && q->b.col != 1 && q->start == FBP_STORE && !q->chunked && !q->done;
 }
 
 /* One column: one row over the transposed A. */
 static int pays_as_a_row(const fbp_kernels *t, const fbp_product *q)
 {
-    const int forward = !q->epilogue || !q->epilogue->y;
+    const int forward = !q->epilogue || !(q->epilogue->y || q->epilogue->sums);
     return q->n == 1 && q->ldc == 1 && q->a.col == 1 && q->a.row != 1 && !same_sets(t, q->a.row) && forward && q->start == FBP_STORE && !q->chunked && !q->done
         && q->k > 0;
 }
@@ -132,6 +134,7 @@ static fbp_epilogue epilogue_at(const fbp_kernels *t, const fbp_product *q, ptrd
     fbp_epilogue e = *q->epilogue;
     e.bias = fbp_at(t, e.bias, j);
     e.y = fbp_at(t, e.y, i * e.ldy + j);
+    e.sums = fbp_at(t, e.sums, j);
     return e;
 }
 
@@ -190,7 +193,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     block.n = n - whole;
                     block.b = b_panels, block.b_row = t->nr, block.b_panel = t->nr * k;
                     block.c = fbp_at(t, block.c, whole);
-                    if (block.epilogue) e.bias = fbp_at(t, e.bias, whole), e.y = fbp_at(t, e.y, whole);
+                    if (block.epilogue) e.bias = fbp_at(t, e.bias, whole), e.y = fbp_at(t, e.y, whole), e.sums = fbp_at(t, e.sums, whole);
                     t->block(&block);
                 }
                 if (q->done && p + k >= q->k) q->done(q->context, i, block.m, j, n, c, block.ldc);

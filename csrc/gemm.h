@@ -19,7 +19,7 @@ typedef struct {
     int start;                     /* what to do with the C that is there */
     int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
     int by_rows;                   /* 1: rather divided among the threads by rows, because each goes on with its own */
-    const fbp_epilogue *epilogue;  /* or NULL */
+    const fbp_epilogue *epilogue;  /* or NULL; sums only for a worker that is alone */
     /* NULL, or called for rows [i, i + m) and columns [j, j + n) of C once they are finished, while they are in the cache: at c, rows ldc apart. */
     void (*done)(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n, void *c, ptrdiff_t ldc);
     void *context;

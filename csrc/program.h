@@ -40,6 +40,8 @@ typedef struct {
     int transposed;                /* 1: the weight lies as (I, O) */
     int turns;                     /* 1: it may lie so for the time of a call, as nobody else reads it; forward and dw are faster then, dx is not wanted */
     ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none. Batchnorm: of running mean and variance */
+    ptrdiff_t sums;                /* dense: offset of the bias whose gradient the column sums of dx are; -1: none */
+    int summed;                    /* dense: a later operation's `sums` is this one's bias */
     ptrdiff_t at;                  /* place, pick: the first column; embedding: the rows of w; batchnorm: offset of the count of batches */
     ptrdiff_t room;                /* offset in the arena of what the operation keeps for its backward; -1: nothing */
     double alpha, beta, dalpha, zalpha;    /* parameters of act, dact, zact; dropout: the probability; norms: eps; batchnorm's beta: momentum,

@@ -98,6 +98,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
     vreal acc[MR][NV];
 #define EACH _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++)
 #define LOAD(p, v) (ragged && (v) == nv - 1 ? v_load_n((p) + (v) * VL, tail) : v_load((p) + (v) * VL))
+#define PUT(p, v, x) (ragged && (v) == nv - 1 ? v_store_n((p) + (v) * VL, x, tail) : v_store((p) + (v) * VL, x))
     EACH acc[i][v] = (vreal){0};
     if (q->start == FBP_CONTINUE) EACH acc[i][v] = LOAD(c + i * ldc, v);
 
@@ -131,8 +132,11 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 
     /* The last term row by row with what follows it, so that there is arithmetic between the stores. */
     const real *bias = e && e->bias ? e->bias + j0 : NULL, *y = e && e->y ? e->y + i0 * e->ldy + j0 : NULL;
+    real *sums = e && e->sums ? e->sums + j0 : NULL;
     const ptrdiff_t ldy = e ? e->ldy : 0;
     const int adds = q->start == FBP_ADD, rectifies = e && e->act == FBP_RELU && !y, masks = e && e->act == FBP_RELU && y;
+    vreal sum[NV];
+    if (sums) VECTORS(nv) sum[v] = LOAD(sums, v);
     LOAD_B;
     __asm__("" : "+r"(c));   /* else the compiler would work out the addresses of all rows before the loop and keep them on the stack */
     ROWS {
@@ -142,17 +146,17 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
         if (bias) VECTORS(nv) acc[i][v] += LOAD(bias, v);
         if (rectifies) VECTORS(nv) acc[i][v] = relu(acc[i][v], 0);
         if (masks) VECTORS(nv) acc[i][v] = relu_backward(LOAD(y + i * ldy, v), acc[i][v], 0);
-        VECTORS(nv) {
-            if (ragged && v == nv - 1) v_store_n(c + i * ldc + v * VL, acc[i][v], tail);
-            else v_store(c + i * ldc + v * VL, acc[i][v]);
-        }
+        if (sums) VECTORS(nv) sum[v] += acc[i][v];
+        VECTORS(nv) PUT(c + i * ldc, v, acc[i][v]);
     }
+    if (sums) VECTORS(nv) PUT(sums, v, sum[v]);
 #undef TERM
 #undef LOAD_B
 #undef ROWS
 #undef VECTORS
 #undef EACH
 #undef LOAD
+#undef PUT
 }
 
 /* One function per tile shape, so that the accumulators are registers. */
@@ -310,7 +314,7 @@ static int pays_by_rows(const fbp_block *q)
     const int far = (size_t)(q->k * q->n) * sizeof(real) > 4 * A_BYTES;   /* nearer, tiles are faster, and also with short strides, but for the fewest rows */
     const ptrdiff_t most = (size_t)q->b_row * sizeof(real) >= 4096 ? FEW : VBYTES == 64 ? FEW / 2 : 1;
     const int one = q->m == 1 && q->n > 6 * NR && q->k > STREAMS;
-    return (far || one) && in_rows && q->m <= most && q->start != FBP_ADD;
+    return (far || one) && in_rows && q->m <= most && q->start != FBP_ADD && !(q->epilogue && q->epilogue->sums);
 }
 
 /* A product of few terms: a vector of every row of B stays in registers while the rows of A pass over them. The same chains as in a tile. */
@@ -328,9 +332,9 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
     const fbp_block q = *block;    /* copies: what is stored to C cannot change them */
     const ptrdiff_t near = VBYTES < 64 && (size_t)q.ldc * sizeof(real) % 1024 == 0 ? 8 : 32;   /* rows of C whose lines, begun by one vector, the next one still finds */
     const fbp_epilogue e = q.epilogue ? *q.epilogue : (fbp_epilogue){0};
-    enum { CONTINUES = 1, ADDS = 2, BIASES = 4, RECTIFIES = 8, MASKS = 16 };   /* in one register */
+    enum { CONTINUES = 1, ADDS = 2, BIASES = 4, RECTIFIES = 8, MASKS = 16, SUMS = 32 };   /* in one register */
     const int does = (q.start == FBP_CONTINUE) * CONTINUES | (q.start == FBP_ADD) * ADDS | (e.bias != NULL) * BIASES
-        | (e.act == FBP_RELU) * (e.y ? MASKS : RECTIFIES);
+        | (e.act == FBP_RELU) * (e.y ? MASKS : RECTIFIES) | (e.sums != NULL) * SUMS;
     for (ptrdiff_t i0 = 0; i0 < q.m; i0 += near) {
         const ptrdiff_t end = q.m - i0 < near ? q.m : i0 + near;
         for (ptrdiff_t j = 0; j < q.n; j += VL) {
@@ -339,6 +343,7 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
             vreal b[TERMS];
             _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) b[p] = v_part(from + p * q.b_row, r);
             const vreal bias = does & BIASES ? v_part(e.bias + j, r) : (vreal){0};
+            vreal sum = does & SUMS ? v_part(e.sums + j, r) : (vreal){0};
             const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y + i0 * e.ldy + j;
             real *c = q.c + i0 * q.ldc + j;
 #define EACH _Pragma("GCC unroll 4") for (int l = 0; l < rows; l++)
@@ -353,11 +358,13 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
                 if (does & BIASES) EACH acc[l] += bias; \
                 if (does & RECTIFIES) EACH acc[l] = relu(acc[l], 0); \
                 if (does & MASKS) EACH acc[l] = relu_backward(v_part(y + l * e.ldy, r), acc[l], 0); \
+                if (does & SUMS) EACH sum += acc[l]; \
                 EACH v_put(c + l * q.ldc, acc[l], r); \
                 a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * e.ldy; }
             ptrdiff_t i = i0;
             for (; i + ROWS <= end; i += ROWS) PASS(ROWS)
             for (; i < end; i++) PASS(1)
+            if (does & SUMS) v_put(e.sums + j, sum, r);
 #undef EACH
 #undef PASS
         }

@@ -32,13 +32,15 @@ enum fbp_start { FBP_STORE, FBP_CONTINUE, FBP_ADD };
 
 /* What happens to a finished output tile while it is in registers or in the first cache.
  *   forward  (y == NULL)  c = f(c + bias)
- *   backward (y != NULL)  c = c * f'(y) */
+ *   backward (y != NULL)  c = c * f'(y)
+ * and then, only where f is the identity or ReLU:  sums_j = sums_j + sum over the rows i of c_ij, in ascending order. */
 typedef struct {
     const R *bias;       /* one per column, or NULL */
     int act;
     double alpha;        /* the activation's parameter */
     const R *y;          /* same shape as c */
     ptrdiff_t ldy;
+    R *sums;             /* one per column, or NULL */
 } fbp_epilogue;
 
 /* C (m, n) = [start] + A (m, k) B (k, n), then the epilogue (or NULL).

@@ -54,19 +54,24 @@ void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w
     fbp_gemm(t, w, &q, scratch_of(f, w));
 }
 
+/* Whether dx, which one worker makes from top to bottom, brings along its column sums: the chain that fbp_column_sums would add up. */
+static int sums_ride(const fbp_frame *f, const fbp_worker *w) { return w->parts == 1 && f->rows <= FBP_CHUNK; }
+
 /* BP2, and BP1 where a loss follows: dx from dy. */
 void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     if (op->dx == FBP_UNWANTED) return;
-    const fbp_epilogue e = {.act = op->dact, .alpha = op->dalpha, .y = f->value[op->x], .ldy = I};
+    void *sums = op->sums >= 0 && sums_ride(f, w) ? fbp_at(t, f->grads, op->sums) : NULL;
+    const fbp_epilogue e = {.act = op->dact, .alpha = op->dalpha, .y = op->dact == FBP_IDENTITY ? NULL : f->value[op->x], .ldy = I, .sums = sums};
+    if (sums) memset(sums, 0, (size_t)I * t->size);
     const fbp_product dx = {
         .m = f->rows, .n = I, .k = O,
         .a = {f->gradient[op->y], O, 1},
         .b = weight_of(f, op),
         .c = f->gradient[op->x], .ldc = I, .start = op->dx == FBP_MORE ? FBP_CONTINUE : FBP_STORE,
-        .epilogue = op->dact == FBP_IDENTITY ? NULL : &e,
+        .epilogue = op->dact == FBP_IDENTITY && !sums ? NULL : &e,
     };
     fbp_gemm(t, w, &dx, scratch_of(f, w));
 }
@@ -102,7 +107,9 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
         .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
     };
     fbp_gemm(t, w, &dw, scratch_of(f, w));
-    if (op->bias >= 0) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
+    if (op->bias < 0) return;
+    if (!op->summed || !sums_ride(f, w)) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
+    else if (f->update) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->bias), op->bias, O, fbp_at(t, f->grads, op->bias));
 }
 
 /* db = 1ᵀ dy, for a vector of parameters that is added to, or is, every row. */

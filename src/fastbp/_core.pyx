@@ -76,7 +76,9 @@ cdef extern from "fastbp.h" nogil:
 
     ctypedef struct fbp_op:
         int kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns
-        ptrdiff_t weight, bias, at, room
+        ptrdiff_t weight, bias, sums
+        int summed
+        ptrdiff_t at, room
         double alpha, beta, dalpha, zalpha
         int stream, stage
     ctypedef struct fbp_value:
@@ -496,7 +498,7 @@ cdef class Program:
 
     values      (width, offset of the value, offset of its gradient; -1: none)
     outputs     (value, activation and its parameter that the loss' gradient passes through); where there are several, lists of arrays come and go
-    operations  (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, at, alpha,
+    operations  (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, sums, summed, at, alpha,
                 beta, dalpha, zalpha, stream, room, stage)
     complete    whether the operations read all parameters
     nodes       node of the graph -> the value that holds it
@@ -534,8 +536,8 @@ cdef class Program:
                     raise ValueError(f"value {i} lies outside the arena")
             self.value[i] = fbp_value(width, offset, gradient)
         for i, operation in enumerate(operations):
-            (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, at, alpha, beta, dalpha, zalpha,
-             stream, room, stage) = operation
+            (kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, sums, summed, at, alpha, beta, dalpha,
+             zalpha, stream, room, stage) = operation
             if not (0 <= x < n and 0 <= z < n and 0 <= y < n and 0 <= kind < FBP_OP_KINDS):
                 raise ValueError(f"operation {i} is malformed")
             X, Z, Y = self.value[<int>x].width, self.value[<int>z].width, self.value[<int>y].width
@@ -544,6 +546,8 @@ cdef class Program:
             most = X * Y if kind in (FBP_DENSE, FBP_SPARSE) else Y if kind in (FBP_PARAMETER, FBP_SCALE, FBP_BATCHNORM) else at * (Y // X) if kind == FBP_EMBEDDING else 0
             if most and (weight < 0 or weight + most > parameters or bias < -1 or bias + Y > parameters):
                 raise ValueError(f"operation {i} reads outside the parameters")
+            if sums >= 0 and (kind != FBP_DENSE or sums + X > parameters):
+                raise ValueError(f"operation {i} sums up outside the parameters")
             kept = capacity if kind == FBP_LAYERNORM else 5 * Y + 1 if kind == FBP_BATCHNORM else 0
             if kept and (room < 0 or room + kept > arena or kind == FBP_BATCHNORM and (bias < 0 or not 0 <= at < parameters)):
                 raise ValueError(f"operation {i} has no room")
@@ -556,7 +560,7 @@ cdef class Program:
             else: fits = kind in (FBP_DENSE, FBP_EMBEDDING) or X == Y
             if not fits:
                 raise ValueError(f"operation {i} does not fit the widths of its values")
-            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, at, room, alpha, beta,
+            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, sums, summed, at, room, alpha, beta,
                                 dalpha, zalpha, stream, stage)
             statistics |= kind == FBP_BATCHNORM
             self.turns |= turns
