@@ -178,7 +178,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     .a = fbp_at(t, q->a.p, i * q->a.row + p * q->a.col), .a_row = q->a.row, .a_col = q->a.col, .a_panel = t->mr * q->a.row,
                     .b = b.p, .b_row = b.row, .b_panel = t->nr,
                     .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc,
-                    .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE,
+                    .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE, .rate = q->rate, .not_finite = q->not_finite,
                 };
                 if (passing) block.c = c_block, block.ldc = n;
                 if (copies_a) copy_a(t, &block, a_copy);
@@ -223,6 +223,7 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
     assert(q->a.row == 1 || q->a.col == 1);
     assert(q->b.row == 1 || q->b.col == 1);
     assert(0 <= w->part && w->part < w->parts);
+    assert(q->start != FBP_DESCEND || (q->chunked && q->k <= FBP_CHUNK));
     if (w->parts == 1) {
         if (q->m > 0 && q->n > 0) gemm_range(t, q, 0, q->m, 0, q->n, scratch);
         return;

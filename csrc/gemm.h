@@ -16,7 +16,9 @@ typedef struct {
     fbp_matrix a, b;
     void *c;
     ptrdiff_t ldc;
-    int start;                     /* what to do with the C that is there */
+    int start;                     /* what to do with the C that is there; FBP_DESCEND: only for k up to FBP_CHUNK */
+    double rate;                   /* of FBP_DESCEND, */
+    int *not_finite;               /* and whether a new C is not finite */
     int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
     int by_rows;                   /* 1: rather divided among the threads by rows, because each goes on with its own */
     const fbp_epilogue *epilogue;  /* or NULL; sums only for a worker that is alone */

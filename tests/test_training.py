@@ -9,6 +9,7 @@ import pytest
 import fastbp as fb
 import reference
 import tolerance
+from kernel_cases import ISAS, isa  # noqa: F401
 from networks import DROPOUT, MLP, N, OPTIMIZERS, assert_same_bits, draw, loop
 
 LOSSES = [
@@ -187,6 +188,31 @@ def test_optimizer_state_persists_across_fits(build, optimizer):
     for _ in range(2):
         twice.fit(x, y, loss=fb.MSELoss(), optimizer=kept, epochs=2, batch_size=8, shuffle=False)
     assert_same_bits(once, twice)
+
+
+LARGE = [("Linear", 5, 300), ("ReLU",), ("Linear", 300, 30), ("ReLU",), ("Linear", 30, 3)]   # enough parameters for an update that rides on the gradients
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 21, 64, 512, 513])
+def test_update_that_rides_on_the_gradients_is_the_step_after_them(isa, build, dtype, optimizer, batch_size):
+    """Of few terms and many, one chunk and two; parameters bit for bit"""
+    x, y, _ = draw("MSELoss", n=3 * min(batch_size, 200) + 400)
+    fitted, looped = build(LARGE, dtype=dtype), build(LARGE, dtype=dtype)
+    part = slice(2 * batch_size + 5)
+    fitted.fit(x[part], y[part], loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=batch_size, shuffle=False)
+    run(loop(looped, x[part], y[part], fb.MSELoss(), make(fb, *optimizer), 2, batch_size))
+    assert_same_bits(fitted, looped)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_riding_step_that_overflows_is_undone(isa, build, dtype, batch_size):
+    x, y, _ = draw("MSELoss", n=batch_size)
+    model = build(LARGE, dtype=dtype)
+    before = model.flat_parameters.copy()
+    with pytest.raises(FloatingPointError, match="parameter"):
+        model.fit(x, 1000 * y, loss=fb.MSELoss(), optimizer=fb.SGD(float(np.finfo(dtype).max)), batch_size=batch_size)
+    assert model.flat_parameters.tobytes() == before.tobytes()
 
 
 def test_lr_schedule_and_changed_lr_equal_in_fit_and_loop(build):

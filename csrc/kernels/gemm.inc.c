@@ -139,6 +139,21 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
     if (sums) VECTORS(nv) sum[v] = LOAD(sums, v);
     LOAD_B;
     __asm__("" : "+r"(c));   /* else the compiler would work out the addresses of all rows before the loop and keep them on the stack */
+    if (q->start == FBP_DESCEND) {
+        const vreal minus_rate = v_set((real)-q->rate);
+        vreal check = {0};   /* NaN where a number is not finite */
+        ROWS {
+            TERM
+            if (ragged == HALF) acc[i][nv - 1] = v_whole(half[i]);
+            VECTORS(nv) {
+                const vreal next = v_fma(minus_rate, acc[i][v], LOAD(c + i * ldc, v));
+                check += next - next;
+                PUT(c + i * ldc, v, next);
+            }
+        }
+        if (v_any(check)) *q->not_finite = 1;
+        return;
+    }
     ROWS {
         TERM
         if (ragged == HALF) acc[i][nv - 1] = v_whole(half[i]);
@@ -314,7 +329,7 @@ static int pays_by_rows(const fbp_block *q)
     const int far = (size_t)(q->k * q->n) * sizeof(real) > 4 * A_BYTES;   /* nearer, tiles are faster, and also with short strides, but for the fewest rows */
     const ptrdiff_t most = (size_t)q->b_row * sizeof(real) >= 4096 ? FEW : VBYTES == 64 ? FEW / 2 : 1;
     const int one = q->m == 1 && q->n > 6 * NR && q->k > STREAMS;
-    return (far || one) && in_rows && q->m <= most && q->start != FBP_ADD && !(q->epilogue && q->epilogue->sums);
+    return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !(q->epilogue && q->epilogue->sums);
 }
 
 /* A product of few terms: a vector of every row of B stays in registers while the rows of A pass over them. The same chains as in a tile. */
@@ -332,9 +347,12 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
     const fbp_block q = *block;    /* copies: what is stored to C cannot change them */
     const ptrdiff_t near = VBYTES < 64 && (size_t)q.ldc * sizeof(real) % 1024 == 0 ? 8 : 32;   /* rows of C whose lines, begun by one vector, the next one still finds */
     const fbp_epilogue e = q.epilogue ? *q.epilogue : (fbp_epilogue){0};
-    enum { CONTINUES = 1, ADDS = 2, BIASES = 4, RECTIFIES = 8, MASKS = 16, SUMS = 32 };   /* in one register */
+    /* Column sums are of rows only, steps along columns: of an input's gradient and a weight's. */
+    enum { CONTINUES = 1, ADDS = 2, BIASES = 4, RECTIFIES = 8, MASKS = 16, SUMS = 32, DESCENDS = 64 };   /* in one register */
     const int does = (q.start == FBP_CONTINUE) * CONTINUES | (q.start == FBP_ADD) * ADDS | (e.bias != NULL) * BIASES
-        | (e.act == FBP_RELU) * (e.y ? MASKS : RECTIFIES) | (e.sums != NULL) * SUMS;
+        | (e.act == FBP_RELU) * (e.y ? MASKS : RECTIFIES) | (e.sums != NULL) * SUMS | (q.start == FBP_DESCEND) * DESCENDS;
+    const real minus_rate = (real)-q.rate;
+    vreal check = {0};   /* NaN where a number is not finite */
     for (ptrdiff_t i0 = 0; i0 < q.m; i0 += near) {
         const ptrdiff_t end = q.m - i0 < near ? q.m : i0 + near;
         for (ptrdiff_t j = 0; j < q.n; j += VL) {
@@ -343,7 +361,7 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
             vreal b[TERMS];
             _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) b[p] = v_part(from + p * q.b_row, r);
             const vreal bias = does & BIASES ? v_part(e.bias + j, r) : (vreal){0};
-            vreal sum = does & SUMS ? v_part(e.sums + j, r) : (vreal){0};
+            vreal sum = !by_columns && does & SUMS ? v_part(e.sums + j, r) : (vreal){0};
             const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y + i0 * e.ldy + j;
             real *c = q.c + i0 * q.ldc + j;
 #define EACH _Pragma("GCC unroll 4") for (int l = 0; l < rows; l++)
@@ -355,20 +373,24 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
                 _Pragma("GCC unroll 20") for (int p = 0; p < k; p++, at += by_columns ? q.a_col : 1) \
                     EACH acc[l] = v_fma(v_set(at[by_columns ? l : l * q.a_row]), b[p], acc[l]); \
                 if (does & ADDS) EACH acc[l] += v_part(c + l * q.ldc, r); \
+                if (by_columns && does & DESCENDS) EACH { \
+                    acc[l] = v_fma(v_set(minus_rate), acc[l], v_part(c + l * q.ldc, r)); \
+                    check += acc[l] - acc[l]; } \
                 if (does & BIASES) EACH acc[l] += bias; \
                 if (does & RECTIFIES) EACH acc[l] = relu(acc[l], 0); \
                 if (does & MASKS) EACH acc[l] = relu_backward(v_part(y + l * e.ldy, r), acc[l], 0); \
-                if (does & SUMS) EACH sum += acc[l]; \
+                if (!by_columns && does & SUMS) EACH sum += acc[l]; \
                 EACH v_put(c + l * q.ldc, acc[l], r); \
                 a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * e.ldy; }
             ptrdiff_t i = i0;
             for (; i + ROWS <= end; i += ROWS) PASS(ROWS)
             for (; i < end; i++) PASS(1)
-            if (does & SUMS) v_put(e.sums + j, sum, r);
+            if (!by_columns && does & SUMS) v_put(e.sums + j, sum, r);
 #undef EACH
 #undef PASS
         }
     }
+    if (by_columns && does & DESCENDS && v_any(check)) *q.not_finite = 1;
 }
 
 #define FEW_TERMS(k) \
@@ -384,9 +406,11 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
 #endif
 UP_TO_TERMS(FEW_TERMS)
 
-/* Half a vector is faster in a tile. */
+/* Half a vector is faster in a tile, and so are the fewest rows. */
 static int pays_by_terms(const fbp_block *q)
 {
+    const int by_columns = q->a_col != 1, sums = q->epilogue && q->epilogue->sums;
+    if (by_columns ? sums : q->start == FBP_DESCEND) return 0;
     return q->k == 0 || (q->k <= TERMS && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row);
 }
 
@@ -394,7 +418,7 @@ static void block(const fbp_block *q)
 {
     static void (*const rows[FEW])(const fbp_block *) = {rows_1, rows_2, rows_3, rows_4, rows_5, rows_6};
     assert(q->m > 0 && q->n > 0 && q->k >= 0);
-    assert(q->start == FBP_STORE || q->start == FBP_CONTINUE || q->start == FBP_ADD);
+    assert(FBP_STORE <= q->start && q->start <= FBP_DESCEND);
     static void (*const terms[TERMS + 1][2])(const fbp_block *) = {UP_TO_TERMS(BOTH_TERMS)};
     if (pays_by_rows(q)) rows[q->m - 1](q);
     else if (pays_by_terms(q)) terms[q->k][q->a_col != 1](q);

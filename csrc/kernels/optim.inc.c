@@ -1,13 +1,6 @@
 /* Updates in place over n elements. Each returns 0 when all new parameters are finite: p * 0 is then 0 in every lane and NaN
  * otherwise, one instruction that hides behind the memory traffic. */
 
-static int any_nonzero(vreal v)
-{
-    int found = 0;
-    for (int i = 0; i < VL; i++) found |= v[i] != 0;
-    return found;
-}
-
 /* Runs `update` over n elements, UNROLL vectors at a time: their checks are sums that do not wait for each other. */
 enum { UNROLL = 4 };
 #define UPDATE_ALL(n, update) \
@@ -16,7 +9,7 @@ enum { UNROLL = 4 };
     for (; i + UNROLL * VL <= n; i += UNROLL * VL) \
         _Pragma("GCC unroll 4") for (int u = 0; u < UNROLL; u++) check[u] = v_fma(update(i + u * VL, VL), (vreal){0}, check[u]); \
     for (; i < n; i += VL) check[0] = v_fma(update(i, n - i < VL ? n - i : VL), (vreal){0}, check[0]); \
-    return any_nonzero((check[0] + check[1]) + (check[2] + check[3]))
+    return v_any((check[0] + check[1]) + (check[2] + check[3]))
 
 /* g' = g + decay p;  v = momentum v + g';  p -= lr (g' + momentum v  if nesterov, else v)            PyTorch's SGD
  * rate_inside:  v = momentum v - lr g';  p += momentum v - lr g'  if nesterov, else v                scikit-learn's

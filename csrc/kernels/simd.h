@@ -210,6 +210,24 @@ static ALWAYS_INLINE vreal v_max(vreal a, vreal b) { return v_select(a > b, a, b
 static ALWAYS_INLINE vreal v_min(vreal a, vreal b) { return v_select(a < b, a, b); }
 #endif
 
+/* Whether any lane is not 0; NaN is not. */
+#if VBYTES == 64 && defined(__AVX512F__) && !defined(FBP_DOUBLE)
+static ALWAYS_INLINE int v_any(vreal v) { return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0; }
+#elif VBYTES == 64 && defined(__AVX512F__)
+static ALWAYS_INLINE int v_any(vreal v) { return _mm512_cmp_pd_mask((__m512d)v, _mm512_setzero_pd(), _CMP_NEQ_UQ) != 0; }
+#elif VBYTES == 32 && defined(__AVX2__) && !defined(FBP_DOUBLE)
+static ALWAYS_INLINE int v_any(vreal v) { return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NEQ_UQ)) != 0; }
+#elif VBYTES == 32 && defined(__AVX2__)
+static ALWAYS_INLINE int v_any(vreal v) { return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)v, _mm256_setzero_pd(), _CMP_NEQ_UQ)) != 0; }
+#else
+static ALWAYS_INLINE int v_any(vreal v)
+{
+    int found = 0;
+    for (ptrdiff_t i = 0; i < VL; i++) found |= v[i] != 0;
+    return found;
+}
+#endif
+
 static ALWAYS_INLINE vreal v_abs(vreal a) { return (vreal)((vint)a & ~(vint)v_set((real)-0.0)); }
 static ALWAYS_INLINE vreal v_copysign(vreal magnitude, vreal sign)
 {

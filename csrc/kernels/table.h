@@ -26,9 +26,9 @@ enum fbp_binary { FBP_PLUS, FBP_MINUS, FBP_TIMES, FBP_OVER };
 
 enum fbp_loss_kind { FBP_MSE, FBP_L1, FBP_HUBER, FBP_QUANTILE, FBP_POISSON, FBP_BCE, FBP_BCE_LOGITS, FBP_CROSS_ENTROPY };
 
-/* How a product meets what its output holds: store over it, go on with its sum (one FMA chain in ascending k), or
- * add a finished sum to it. */
-enum fbp_start { FBP_STORE, FBP_CONTINUE, FBP_ADD };
+/* How a product meets what its output holds: store over it, go on with its sum (one FMA chain in ascending k),
+ * add a finished sum to it, or take a step down along it, c - rate * sum as `sgd` does. */
+enum fbp_start { FBP_STORE, FBP_CONTINUE, FBP_ADD, FBP_DESCEND };
 
 /* What happens to a finished output tile while it is in registers or in the first cache.
  *   forward  (y == NULL)  c = f(c + bias)
@@ -56,6 +56,8 @@ typedef struct {
     R *c;
     ptrdiff_t ldc;
     int start;
+    double rate;
+    int *not_finite;     /* set to 1 where a step leads to what is not */
     const fbp_epilogue *epilogue;
 } fbp_block;
 

@@ -96,16 +96,20 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     const void *dy = f->gradient[op->y];
-    const int start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, updates = f->update && op->last_w, transposed = lies_transposed(f, op);
+    const int updates = f->update && op->last_w, transposed = lies_transposed(f, op);
     weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, op->weight, transposed ? O : I};
     const fbp_matrix x = {f->value[op->x], I, 1}, d = {dy, O, 1}, left = transposed ? x : d;   /* dw = dyᵀ x, stored transposed: xᵀ dy */
-    const fbp_product dw = {
+    fbp_product dw = {
         .m = transposed ? I : O, .n = u.columns, .k = f->rows,
         .a = {left.p, left.col, left.row},
         .b = transposed ? d : x,
-        .c = fbp_at(t, f->grads, op->weight), .ldc = u.columns, .start = start, .chunked = 1, .by_rows = 1,
+        .c = fbp_at(t, f->grads, op->weight), .ldc = u.columns, .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1, .by_rows = 1,
         .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
     };
+    if (dw.passing && f->rows <= FBP_CHUNK && fbp_descends(f->update, u.slot, &dw.rate)) {   /* in registers, from one weight to the next */
+        dw.c = fbp_at(t, f->update->params, op->weight), dw.start = FBP_DESCEND, dw.not_finite = &f->update->not_finite;
+        dw.done = NULL, dw.passing = 0;
+    }
     fbp_gemm(t, w, &dw, scratch_of(f, w));
     if (op->bias < 0) return;
     if (!op->summed || !sums_ride(f, w)) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);

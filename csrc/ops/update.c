@@ -70,6 +70,13 @@ const fbp_slot *fbp_slot_of(const fbp_optimizer *o, ptrdiff_t i)
     return slot;
 }
 
+int fbp_descends(const fbp_step *s, const fbp_slot *slot, double *rate)
+{
+    const fbp_rule rule = rule_of(s, slot);
+    *rate = rule.lr;
+    return s->optimizer->kind == FBP_SGD && !s->state1 && slot->rate != 0 && rule.decay == 0 && rule.shrink == 1;
+}
+
 void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n, void *g)
 {
     if (slot->rate == 0) return;
