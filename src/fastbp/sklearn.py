@@ -32,6 +32,7 @@ from . import _core, arrays, runtime, training
 from .graph import Sequential
 from .layers import ELU, GELU, Dropout, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss, PoissonLoss, QuantileLoss
+from .pace import Pace
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -68,8 +69,9 @@ def _validate(kind: type, values: tuple[Any, ...], types: tuple[type, ...]) -> N
 
 
 @functools.lru_cache(maxsize=32)
-def _chain(form: tuple[Any, ...]) -> tuple[Sequential, list[str]]:
-    """The layers of all networks of a form, in a model that nobody trains, and the names of those that have parameters."""
+def _chain(form: tuple[Any, ...]) -> tuple[Sequential, list[str], dict[Any, Pace]]:
+    """What all networks of a form share: the layers, in a model that nobody trains, the names of those that have parameters, and what fits have
+    learned about numbers of threads. A fit takes that out for its time; another one at the same time begins afresh."""
     widths, activations, dropout, sparse, dtype = form
     layers, names = [], []
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
@@ -82,7 +84,7 @@ def _chain(form: tuple[Any, ...]) -> tuple[Sequential, list[str]]:
             layers.append(ACTIVATIONS[activations[i]]())
             if dropout:
                 layers.append(Dropout(dropout))
-    return Sequential(*layers, dtype=dtype, seed=0), names
+    return Sequential(*layers, dtype=dtype, seed=0), names, {}
 
 
 class _Network:
@@ -91,7 +93,7 @@ class _Network:
 
     def __init__(self, widths: Sequence[int], activations: Sequence[str], dropout: float, sparse: bool, dtype: np.dtype):
         self.form = tuple(widths), tuple(activations), dropout, sparse, np.dtype(dtype)
-        chain, self._names = _chain(self.form)
+        chain, self._names, self.paces = _chain(self.form)
         self.model = chain._blank()
         self._twin: _Network | None = None   # of the other dtype
         self.updates: _Updates | None = None   # of the last fit
@@ -449,6 +451,8 @@ class _Perceptron:
         if self.dropout:
             model.seed, model.steps = int(self._random_state.randint(2**31)), 0
         run = training._NativeRun(model, [training.Objective(loss)], updates, self._rows(network, X, y, sample_weight), batch_size, clip_norm, {}, tolerant=True)
+        pace = run.run.choices, batch_size
+        run.pace = network.paces.pop(pace, run.pace)
         held_out = None if validation is None else self._held_out(network, loss, validation)
         self.validation_loss_curve_ = None if held_out is None else []
         watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
@@ -512,6 +516,7 @@ class _Perceptron:
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)
         finally:
+            network.paces[pace] = run.pace
             model.optimizer, model.steps = None, run.run.dropout_step
             model.workspace.trim()
 
