@@ -32,7 +32,6 @@ from . import _core, arrays, runtime, training
 from .graph import Sequential
 from .layers import ELU, GELU, Dropout, Identity, LeakyReLU, Linear, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from .losses import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, Loss, MSELoss, PoissonLoss, QuantileLoss
-from .pace import Pace
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -69,7 +68,7 @@ def _validate(kind: type, values: tuple[Any, ...], types: tuple[type, ...]) -> N
 
 
 @functools.lru_cache(maxsize=32)
-def _chain(form: tuple[Any, ...]) -> tuple[Sequential, list[str], dict[Any, Pace]]:
+def _chain(form: tuple[Any, ...]) -> tuple[Sequential, list[str], dict[Any, Any]]:
     """What all networks of a form share: the layers, in a model that nobody trains, the names of those that have parameters, and what fits have
     learned about numbers of threads. A fit takes that out for its time; another one at the same time begins afresh."""
     widths, activations, dropout, sparse, dtype = form
