@@ -351,6 +351,7 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
     enum { CONTINUES = 1, ADDS = 2, BIASES = 4, RECTIFIES = 8, MASKS = 16, SUMS = 32, DESCENDS = 64 };   /* in one register */
     const int does = (q.start == FBP_CONTINUE) * CONTINUES | (q.start == FBP_ADD) * ADDS | (e.bias != NULL) * BIASES
         | (e.act == FBP_RELU) * (e.y ? MASKS : RECTIFIES) | (e.sums != NULL) * SUMS | (q.start == FBP_DESCEND) * DESCENDS;
+    const ptrdiff_t ldy = e.y ? e.ldy : 0;
     const real minus_rate = (real)-q.rate;
     vreal check = {0};   /* NaN where a number is not finite */
     for (ptrdiff_t i0 = 0; i0 < q.m; i0 += near) {
@@ -362,7 +363,7 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
             _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) b[p] = v_part(from + p * q.b_row, r);
             const vreal bias = does & BIASES ? v_part(e.bias + j, r) : (vreal){0};
             vreal sum = !by_columns && does & SUMS ? v_part(e.sums + j, r) : (vreal){0};
-            const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y + i0 * e.ldy + j;
+            const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y ? e.y + i0 * ldy + j : NULL;
             real *c = q.c + i0 * q.ldc + j;
 #define EACH _Pragma("GCC unroll 4") for (int l = 0; l < rows; l++)
 #define PASS(count) { \
@@ -378,10 +379,10 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
                     check += acc[l] - acc[l]; } \
                 if (does & BIASES) EACH acc[l] += bias; \
                 if (does & RECTIFIES) EACH acc[l] = relu(acc[l], 0); \
-                if (does & MASKS) EACH acc[l] = relu_backward(v_part(y + l * e.ldy, r), acc[l], 0); \
+                if (does & MASKS) EACH acc[l] = relu_backward(v_part(y + l * ldy, r), acc[l], 0); \
                 if (!by_columns && does & SUMS) EACH sum += acc[l]; \
                 EACH v_put(c + l * q.ldc, acc[l], r); \
-                a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * e.ldy; }
+                a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * ldy; }
             ptrdiff_t i = i0;
             for (; i + ROWS <= end; i += ROWS) PASS(ROWS)
             for (; i < end; i++) PASS(1)
@@ -424,6 +425,7 @@ static void block(const fbp_block *q)
     else if (pays_by_terms(q)) terms[q->k][q->a_col != 1](q);
     else {
         const real *b = q->b;
+        assert(q->k > 0);
         for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
             const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR;
             const real *a = q->a;
