@@ -470,15 +470,17 @@ class _Perceptron:
             if self.verbose:
                 print("Iteration %d, loss = %.8f" % (self.n_iter_, self.loss_))
             self._update_no_improvement_count(self.early_stopping, *(validation or (None, None, None)))
-            logs = {"loss": float(self.loss_)}
             if held_out is not None:
                 self.validation_loss_curve_.append(held_out())
-                logs["val_loss"] = self.validation_loss_curve_[-1]
-            if self.early_stopping:
-                logs["val_score"] = self.validation_scores_[-1]
             tick(self.loss_)
             updates.optimizer.iteration_ends(self.t_)
-            stop |= training._call(callbacks, "on_epoch_end", model, self.n_iter_ - 1, logs)
+            if callbacks:
+                logs = {"loss": float(self.loss_)}
+                if held_out is not None:
+                    logs["val_loss"] = self.validation_loss_curve_[-1]
+                if self.early_stopping:
+                    logs["val_score"] = self.validation_scores_[-1]
+                stop |= training._call(callbacks, "on_epoch_end", model, self.n_iter_ - 1, logs)
             if stop or self._converged():
                 return True
             if self.n_iter_ == self.max_iter and not incremental:
