@@ -9,7 +9,7 @@ import pytest
 import fastbp as fb
 import reference
 import tolerance
-from kernel_cases import ISAS, isa  # noqa: F401
+from kernel_cases import isa  # noqa: F401  (a fixture)
 from networks import DROPOUT, MLP, N, OPTIMIZERS, assert_same_bits, draw, loop
 
 LOSSES = [

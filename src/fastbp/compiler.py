@@ -261,6 +261,7 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
         if (op.kind == "dense" and goes_back(op) and first_reader[op.x] == i and made is not None and operations[made].kind == "dense"
                 and operations[made].function in ("identity", "relu") and at[made][1] >= 0 and len(users[at[made][1]]) == 1):
             sums[i] = made
+    summed = set(sums.values())
 
     number = {v: i for i, v in enumerate(sorted(values))}
     table = []
@@ -279,7 +280,7 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
                       _core.ACTIVATIONS[closing.function] if closing else IDENTITY, _core.ACTIVATIONS[closing_z.function] if closing_z else IDENTITY,
                       contributions[i]["dx"], contributions[i]["dz"],
                       dw, db, last_w, last_b, closes, transposed, turns,
-                      weight, bias, at[sums[i]][1] if i in sums else -1, i in sums.values(), places[op.layer]["num_batches_tracked"] if op.kind == "batchnorm" else op.at, op.alpha, op.beta,
+                      weight, bias, at[sums[i]][1] if i in sums else -1, i in summed, places[op.layer]["num_batches_tracked"] if op.kind == "batchnorm" else op.at, op.alpha, op.beta,
                       closing.alpha if closing else 0.0, closing_z.alpha if closing_z else 0.0, op.stream, offsets.get(("room", i), -1), stage[i]))
     ends = []
     for v in leaving:
