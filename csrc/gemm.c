@@ -36,13 +36,15 @@ static ptrdiff_t line(const fbp_kernels *t) { return 64 / (ptrdiff_t)t->size; } 
 /* Distance between the rows of a copied block: an odd number of cache lines, so that neighbours never fall into the same set. */
 static ptrdiff_t block_stride(const fbp_kernels *t, ptrdiff_t n) { return (((n + line(t) - 1) / line(t)) | 1) * line(t); }
 
+enum { WORTH_COPYING = 32 };   /* terms */
+
 /* A is used where it lies unless its rows, or columns, fall into the same sets of the caches or much of B passes over it. A tile
  * takes less than a cache line of every column, so with columns both happen sooner. */
 static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *q)
 {
     const int by_rows = q->a.col == 1;
     const ptrdiff_t stride = (by_rows ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
-    if (q->k < 32 || n <= 4 * t->nr) return 0;
+    if (q->k < WORTH_COPYING || n <= 4 * t->nr) return 0;
     return stride % (by_rows ? 4096 : 1024) == 0 || n > (by_rows ? 48 : 32) * t->nr;
 }
 
@@ -181,7 +183,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE, .rate = q->rate, .not_finite = q->not_finite,
                 };
                 if (passing) block.c = c_block, block.ldc = n;
-                if (copies_a) copy_a(t, &block, a_copy);
+                if (copies_a && k >= WORTH_COPYING) copy_a(t, &block, a_copy);
                 fbp_epilogue e;
                 if (q->epilogue && p + k >= q->k) {
                     e = epilogue_at(t, q, i, j);

@@ -84,115 +84,133 @@ static void pack_b(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, ptr
     else transpose_panels(k, n, src, col, dst, panel);
 }
 
+enum { THIN = 4 };    /* rows: a tile of fewer waits for its own sums, so the one before it shares its rows */
 enum { NEAR = 32 };   /* steps of k before the end of a tile when the next one's C is fetched */
+
+/* The last terms of a tile go row by row, so that there is arithmetic between the stores: of 64 bytes, the processor takes one while it
+ * multiplies three times. Other registers are too few for more than one term. */
+enum { LAST = VBYTES == 64 ? 3 : 1 };
+
+/* What becomes of a block's sums, in one register; FAR: C is not in the first cache. */
+enum { CONTINUES = 1, ADDS = 2, DESCENDS = 4, BIASES = 8, RECTIFIES = 16, MASKS = 32, SUMS = 64, FAR = 128 };
+
+static int what_it_does(const fbp_block *q)
+{
+    const fbp_epilogue *e = q->epilogue;
+    const int start = q->start == FBP_CONTINUE ? CONTINUES : q->start == FBP_ADD ? ADDS : q->start == FBP_DESCEND ? DESCENDS : 0;
+    const int far = q->k > 4 * NEAR || (q->k >= NEAR && (size_t)(q->m * q->n) * sizeof(real) > A_BYTES) ? FAR : 0;
+    return start | far | (e ? (e->bias != NULL) * BIASES | (e->act == FBP_RELU) * (e->y ? MASKS : RECTIFIES) | (e->sums != NULL) * SUMS : 0);
+}
 
 enum { WHOLE, RAGGED, HALF };   /* what exists of a tile's last vector: all, a part, at most half of it */
 
 /* One tile of `mr` rows and `nv` vectors, the last of them `ragged` as above: compile-time constants where this is inlined. nr: columns that
  * exist. Half a vector goes through instructions of half the width, which some processors run twice as often. */
-static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, const fbp_block *q, const real *a, const real *b, real *c, ptrdiff_t nr,
-                               ptrdiff_t i0, ptrdiff_t j0)
+static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, const fbp_block *q, const int does, const real *a, const real *b, real *c,
+                               ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0)
 {
     const ptrdiff_t tail = nr - (nv - 1) * VL, a_row = q->a_row, a_col = q->a_col, b_row = q->b_row, ldc = q->ldc;
-    const fbp_epilogue *e = q->epilogue;
     vreal acc[MR][NV];
-#define EACH _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) _Pragma("GCC unroll 4") for (int v = 0; v < nv; v++)
+#define ROWS _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++)
+#define VECTORS(n) _Pragma("GCC unroll 4") for (int v = 0; v < n; v++)
 #define LOAD(p, v) (ragged && (v) == nv - 1 ? v_load_n((p) + (v) * VL, tail) : v_load((p) + (v) * VL))
 #define PUT(p, v, x) (ragged && (v) == nv - 1 ? v_store_n((p) + (v) * VL, x, tail) : v_store((p) + (v) * VL, x))
-    EACH acc[i][v] = (vreal){0};
-    if (q->start == FBP_CONTINUE) EACH acc[i][v] = LOAD(c + i * ldc, v);
+    /* From row to row; hidden, else the compiler would work out where all of them lie before the loop and keep that on the stack. */
+#define NEXT(p, stride) { p += stride; __asm__("" : "+r"(p)); }
+    ROWS VECTORS(nv) acc[i][v] = (vreal){0};
+    if (does & CONTINUES) {
+        const real *from = c;
+        ROWS { VECTORS(nv) acc[i][v] = LOAD(from, v); NEXT(from, ldc) }
+    }
 
     /* The next tile of C is wanted in the second cache now, and in the first shortly before its time: A and B stream through
      * the first and would push it out again. */
-    const int far = q->k > 4 * NEAR || (q->k >= NEAR && (size_t)(q->m * q->n) * sizeof(real) > A_BYTES);   /* else it is near anyway */
-    if (far) EACH __builtin_prefetch(c + (mr + i) * ldc + v * VL, 0, 2);
+    const real *next = c + mr * ldc;
+    if (does & FAR) ROWS { VECTORS(nv) __builtin_prefetch(next + v * VL, 0, 2); NEXT(next, ldc) }
     const real *row[(MR + 2) / 3];   /* every third row has its pointer; the two after it are one and two strides away */
     _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] = a + i * a_row;
     const int whole = ragged == HALF ? nv - 1 : nv;
     vhalf half[MR];
-    if (ragged == HALF) _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) half[i] = v_low(acc[i][nv - 1]);
-    vreal bv[NV];
-#define VECTORS(n) _Pragma("GCC unroll 4") for (int v = 0; v < n; v++)
-#define ROWS _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++)
-#define LOAD_B VECTORS(nv) bv[v] = WHOLE_PANELS ? v_load(b + v * VL) : LOAD(b, v)
-#define TERM { \
-        const vreal ai = v_set(row[i / 3][i % 3 * a_row]); \
-        VECTORS(whole) acc[i][v] = v_fma(ai, bv[v], acc[i][v]); \
-        if (ragged == HALF) half[i] = v_fma_half(v_low(ai), v_low(bv[nv - 1]), half[i]); }
-    const ptrdiff_t last = q->k < NEAR ? q->k : NEAR;
-    for (int part = 0; part < 2; part++) {
-        for (ptrdiff_t p = part == 0 ? q->k - last : last - 1; p > 0; p--) {
-            LOAD_B;
-            ROWS TERM
-            _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] += a_col;
-            b += b_row;
+    if (ragged == HALF) ROWS half[i] = v_low(acc[i][nv - 1]);
+    vreal bv[LAST][NV];
+#define LOAD_B(p) VECTORS(nv) bv[p][v] = WHOLE_PANELS ? v_load(b + (p) * b_row + v * VL) : LOAD(b + (p) * b_row, v)
+#define TERM(from, p) { \
+        const real *ai = from; \
+        VECTORS(whole) acc[i][v] = v_fma(v_set(*ai), bv[p][v], acc[i][v]); \
+        if (ragged == HALF) half[i] = v_fma_half(ai, v_low(bv[p][nv - 1]), half[i]); }
+    const ptrdiff_t soon = does & FAR ? NEAR : 0;
+    for (ptrdiff_t p = q->k - LAST; p > 0; p--) {
+        LOAD_B(0);
+        ROWS TERM(row[i / 3] + i % 3 * a_row, 0)
+        _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) NEXT(row[i / 3], a_col)
+        NEXT(b, b_row)
+        if (p == soon) {
+            next = c + mr * ldc;
+            ROWS { VECTORS(nv) __builtin_prefetch(next + v * VL, 1); NEXT(next, ldc) }
         }
-        if (part == 0 && far) EACH __builtin_prefetch(c + (mr + i) * ldc + v * VL, 1);
     }
 
-    /* The last term row by row with what follows it, so that there is arithmetic between the stores. */
-    const real *bias = e && e->bias ? e->bias + j0 : NULL, *y = e && e->y ? e->y + i0 * e->ldy + j0 : NULL;
-    real *sums = e && e->sums ? e->sums + j0 : NULL;
-    const ptrdiff_t ldy = e ? e->ldy : 0;
-    const int adds = q->start == FBP_ADD, rectifies = e && e->act == FBP_RELU && !y, masks = e && e->act == FBP_RELU && y;
-    vreal sum[NV];
-    if (sums) VECTORS(nv) sum[v] = LOAD(sums, v);
-    LOAD_B;
-    __asm__("" : "+r"(c));   /* else the compiler would work out the addresses of all rows before the loop and keep them on the stack */
-    if (q->start == FBP_DESCEND) {
-        const vreal minus_rate = v_set((real)-q->rate);
-        vreal check = {0};   /* NaN where a number is not finite */
-        ROWS {
-            TERM
-            if (ragged == HALF) acc[i][nv - 1] = v_whole(half[i]);
-            VECTORS(nv) {
-                const vreal next = v_fma(minus_rate, acc[i][v], LOAD(c + i * ldc, v));
-                check += next - next;
-                PUT(c + i * ldc, v, next);
-            }
-        }
-        if (v_any(check)) *q->not_finite = 1;
-        return;
-    }
-    ROWS {
-        TERM
-        if (ragged == HALF) acc[i][nv - 1] = v_whole(half[i]);
-        if (adds) VECTORS(nv) acc[i][v] += LOAD(c + i * ldc, v);
-        if (bias) VECTORS(nv) acc[i][v] += LOAD(bias, v);
-        if (rectifies) VECTORS(nv) acc[i][v] = relu(acc[i][v], 0);
-        if (masks) VECTORS(nv) acc[i][v] = relu_backward(LOAD(y + i * ldy, v), acc[i][v], 0);
-        if (sums) VECTORS(nv) sum[v] += acc[i][v];
-        VECTORS(nv) PUT(c + i * ldc, v, acc[i][v]);
-    }
-    if (sums) VECTORS(nv) PUT(sums, v, sum[v]);
+    const fbp_epilogue *e = q->epilogue;
+    const real *bias = does & BIASES ? e->bias + j0 : NULL, *y = does & MASKS ? e->y + i0 * e->ldy + j0 : NULL;
+    const ptrdiff_t ldy = does & MASKS ? e->ldy : 0;
+    real *sums = does & SUMS ? e->sums + j0 : NULL;
+    const real minus_rate = (real)-q->rate;
+    vreal sum[NV], check = {0};   /* NaN where a number is not finite */
+    if (does & SUMS) VECTORS(nv) sum[v] = LOAD(sums, v);
+    _Pragma("GCC unroll 4") for (int p = 0; p < LAST; p++) LOAD_B(p);
+    const real *last = row[0];
+#define FINISH(does) ROWS { \
+        _Pragma("GCC unroll 4") for (int p = 0; p < LAST; p++) TERM(last + p * a_col, p) \
+        NEXT(last, a_row) \
+        if (ragged == HALF) acc[i][nv - 1] = v_whole(half[i]); \
+        if ((does) & ADDS) VECTORS(nv) acc[i][v] += LOAD(c, v); \
+        if ((does) & DESCENDS) VECTORS(nv) { \
+            acc[i][v] = v_fma(v_set(minus_rate), acc[i][v], LOAD(c, v)); \
+            check += acc[i][v] - acc[i][v]; } \
+        if ((does) & BIASES) VECTORS(nv) acc[i][v] += LOAD(bias, v); \
+        if ((does) & RECTIFIES) VECTORS(nv) acc[i][v] = relu(acc[i][v], 0); \
+        if ((does) & MASKS) { VECTORS(nv) acc[i][v] = relu_backward(LOAD(y, v), acc[i][v], 0); NEXT(y, ldy) } \
+        if ((does) & SUMS) VECTORS(nv) sum[v] += acc[i][v]; \
+        VECTORS(nv) PUT(c, v, acc[i][v]); \
+        NEXT(c, ldc) \
+        __asm__ volatile("" ::: "memory"); }   /* else the compiler would put the stores together again */
+    const int end = does & ~(CONTINUES | FAR);   /* a whole tile asks once, not in every row */
+    if (mr == MR && end == 0) FINISH(0)
+    else if (mr == MR && end == BIASES) FINISH(BIASES)
+    else if (mr == MR && end == (BIASES | RECTIFIES)) FINISH(BIASES | RECTIFIES)
+    else if (mr == MR && end == MASKS) FINISH(MASKS)
+    else if (mr == MR && end == DESCENDS) FINISH(DESCENDS)
+    else FINISH(does)
+    if (does & SUMS) VECTORS(nv) PUT(sums, v, sum[v]);
+    if (does & DESCENDS && v_any(check)) *q->not_finite = 1;
+#undef FINISH
 #undef TERM
 #undef LOAD_B
-#undef ROWS
-#undef VECTORS
-#undef EACH
-#undef LOAD
+#undef NEXT
 #undef PUT
+#undef LOAD
+#undef VECTORS
+#undef ROWS
 }
 
 /* One function per tile shape, so that the accumulators are registers. */
-#define TILE(mr, nv) \
-    static void tile_##mr##_##nv(const fbp_block *q, const real *a, const real *b, real *c, ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0) \
+#define SHAPE(mr, nv, ragged) \
+    static void tile_##mr##_##nv##_##ragged(const fbp_block *q, int does, const real *a, const real *b, real *c, ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0) \
     { \
-        const ptrdiff_t lacks = (nv) * VL - nr; \
-        if (lacks == 0) tile(mr, nv, WHOLE, q, a, b, c, nr, i0, j0); \
-        else if (VBYTES == 64 && lacks >= VL / 2) tile(mr, nv, HALF, q, a, b, c, nr, i0, j0); \
-        else tile(mr, nv, RAGGED, q, a, b, c, nr, i0, j0); \
+        tile(mr, nv, ragged, q, does, a, b, c, nr, i0, j0); \
     }
-#define TILES(mr) TILE(mr, 1) TILE(mr, 2)
-#define NAMES(mr) { tile_##mr##_1, tile_##mr##_2 }
+#define SHAPES(mr, nv) SHAPE(mr, nv, WHOLE) SHAPE(mr, nv, RAGGED) SHAPE(mr, nv, HALF)
+#define NAMES(mr, nv) { tile_##mr##_##nv##_WHOLE, tile_##mr##_##nv##_RAGGED, tile_##mr##_##nv##_HALF }
+#define TILES(mr) SHAPES(mr, 1) SHAPES(mr, 2)
+#define BOTH_NAMES(mr) { NAMES(mr, 1), NAMES(mr, 2) }
 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 #if VBYTES == 64 || defined(__aarch64__)
 TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
 #endif
-static void (*const tiles[MR][NV])(const fbp_block *, const real *, const real *, real *, ptrdiff_t, ptrdiff_t, ptrdiff_t) = {
-    NAMES(1), NAMES(2), NAMES(3), NAMES(4), NAMES(5), NAMES(6),
+static void (*const tiles[MR][NV][HALF + 1])(const fbp_block *, int, const real *, const real *, real *, ptrdiff_t, ptrdiff_t, ptrdiff_t) = {
+    BOTH_NAMES(1), BOTH_NAMES(2), BOTH_NAMES(3), BOTH_NAMES(4), BOTH_NAMES(5), BOTH_NAMES(6),
 #if VBYTES == 64 || defined(__aarch64__)
-    NAMES(7), NAMES(8), NAMES(9), NAMES(10), NAMES(11), NAMES(12),
+    BOTH_NAMES(7), BOTH_NAMES(8), BOTH_NAMES(9), BOTH_NAMES(10), BOTH_NAMES(11), BOTH_NAMES(12),
 #endif
 };
 
@@ -347,10 +365,8 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
     const fbp_block q = *block;    /* copies: what is stored to C cannot change them */
     const ptrdiff_t near = VBYTES < 64 && (size_t)q.ldc * sizeof(real) % 1024 == 0 ? 8 : 32;   /* rows of C whose lines, begun by one vector, the next one still finds */
     const fbp_epilogue e = q.epilogue ? *q.epilogue : (fbp_epilogue){0};
-    /* Column sums are of rows only, steps along columns: of an input's gradient and a weight's. */
-    enum { CONTINUES = 1, ADDS = 2, BIASES = 4, RECTIFIES = 8, MASKS = 16, SUMS = 32, DESCENDS = 64 };   /* in one register */
-    const int does = (q.start == FBP_CONTINUE) * CONTINUES | (q.start == FBP_ADD) * ADDS | (e.bias != NULL) * BIASES
-        | (e.act == FBP_RELU) * (e.y ? MASKS : RECTIFIES) | (e.sums != NULL) * SUMS | (q.start == FBP_DESCEND) * DESCENDS;
+    const int does = what_it_does(block);   /* column sums are of rows only, steps along columns: of an input's gradient and a weight's */
+    assert(by_columns ? q.a_row == 1 && !(does & SUMS) : q.a_col == 1 && !(does & DESCENDS));
     const ptrdiff_t ldy = e.y ? e.ldy : 0;
     const real minus_rate = (real)-q.rate;
     vreal check = {0};   /* NaN where a number is not finite */
@@ -407,12 +423,14 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
 #endif
 UP_TO_TERMS(FEW_TERMS)
 
-/* Half a vector is faster in a tile, and so are the fewest rows. */
+static int by_columns(const fbp_block *q) { return q->a_col != 1 || q->start == FBP_DESCEND; }
+
+/* Half a vector is faster in a tile, and so are the fewest rows; but a tile has LAST terms at least. */
 static int pays_by_terms(const fbp_block *q)
 {
-    const int by_columns = q->a_col != 1, sums = q->epilogue && q->epilogue->sums;
-    if (by_columns ? sums : q->start == FBP_DESCEND) return 0;
-    return q->k == 0 || (q->k <= TERMS && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row);
+    if (q->k < LAST) return 1;
+    if (by_columns(q) && (q->a_row != 1 || (q->epilogue && q->epilogue->sums))) return 0;
+    return q->k <= TERMS && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row;
 }
 
 static void block(const fbp_block *q)
@@ -422,16 +440,20 @@ static void block(const fbp_block *q)
     assert(FBP_STORE <= q->start && q->start <= FBP_DESCEND);
     static void (*const terms[TERMS + 1][2])(const fbp_block *) = {UP_TO_TERMS(BOTH_TERMS)};
     if (pays_by_rows(q)) rows[q->m - 1](q);
-    else if (pays_by_terms(q)) terms[q->k][q->a_col != 1](q);
+    else if (pays_by_terms(q)) terms[q->k][by_columns(q)](q);
     else {
         const real *b = q->b;
-        assert(q->k > 0);
+        const int in_rows = q->a_panel == MR * q->a_row;   /* a tile may begin at any row */
+        const int does = what_it_does(q);
+        assert(q->k >= LAST);
         for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
-            const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR;
+            const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR, lacks = (nr + VL - 1) / VL * VL - nr;
+            const int ragged = lacks == 0 ? WHOLE : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
             const real *a = q->a;
-            for (ptrdiff_t i = 0; i < q->m; i += MR, a += q->a_panel) {
-                const ptrdiff_t mr = q->m - i < MR ? q->m - i : MR;
-                tiles[mr - 1][(nr - 1) / VL](q, a, b, q->c + i * q->ldc + j, nr, i, j);
+            for (ptrdiff_t i = 0, mr; i < q->m; i += mr, a += mr == MR ? q->a_panel : mr * q->a_row) {
+                const ptrdiff_t rest = q->m - i;
+                mr = rest > MR && rest < MR + THIN && in_rows ? (rest + 1) / 2 : rest < MR ? rest : MR;
+                tiles[mr - 1][(nr - 1) / VL][ragged](q, does, a, b, q->c + i * q->ldc + j, nr, i, j);
             }
         }
     }

@@ -173,17 +173,31 @@ typedef real vhalf __attribute__((vector_size(VBYTES / 2)));
 #ifdef FBP_DOUBLE
 static ALWAYS_INLINE vhalf v_low(vreal v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
 static ALWAYS_INLINE vreal v_whole(vhalf v) { return __builtin_shufflevector(v, (vhalf){0}, 0, 1, 2, 3, 4, 5, 6, 7); }
-static ALWAYS_INLINE vhalf v_fma_half(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
 #else
 static ALWAYS_INLINE vhalf v_low(vreal v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
 static ALWAYS_INLINE vreal v_whole(vhalf v) { return __builtin_shufflevector(v, (vhalf){0}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-static ALWAYS_INLINE vhalf v_fma_half(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 #endif
+/* *a * b + c. The compiler would load *a once for this and for a whole vector beside it, which takes longer than to spread it in each
+ * instruction. */
+static ALWAYS_INLINE vhalf v_fma_half(const real *a, vhalf b, vhalf c)
+{
+#if defined(FBP_DOUBLE) && defined(__AVX512VL__)
+    __asm__("vfmadd231pd %2%{1to4%}, %1, %0" : "+v"(c) : "v"(b), "m"(*a));
+    return c;
+#elif defined(FBP_DOUBLE)
+    return (vhalf)_mm256_fmadd_pd(_mm256_broadcast_sd(a), (__m256d)b, (__m256d)c);
+#elif defined(__AVX512VL__)
+    __asm__("vfmadd231ps %2%{1to8%}, %1, %0" : "+v"(c) : "v"(b), "m"(*a));
+    return c;
+#else
+    return (vhalf)_mm256_fmadd_ps(_mm256_broadcast_ss(a), (__m256)b, (__m256)c);
+#endif
+}
 #else
 typedef vreal vhalf;
 static ALWAYS_INLINE vhalf v_low(vreal v) { return v; }
 static ALWAYS_INLINE vreal v_whole(vhalf v) { return v; }
-static ALWAYS_INLINE vhalf v_fma_half(vhalf a, vhalf b, vhalf c) { return v_fma(a, b, c); }
+static ALWAYS_INLINE vhalf v_fma_half(const real *a, vhalf b, vhalf c) { return v_fma(v_set(*a), b, c); }
 #endif
 
 /* ---- made of the operators: the same code, hence the same bits, on every instruction set --------------------------- */
