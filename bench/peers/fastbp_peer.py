@@ -1,5 +1,7 @@
 """fastbp: one `fit` per turn, on the batches in the order in which the others take them."""
 
+from functools import partial
+
 import fastbp as fb
 from fastbp import kernels
 
@@ -46,18 +48,18 @@ def _into_out(function):
 
     def build(*args, **options):
         out = function(*args, **options)
-        return lambda: function(*args, **options, out=out)
+        return partial(function, *args, **options, out=out)
 
     return build
 
 
 def _in_place(function):
-    return lambda *args, **options: lambda: function(*args, **options)
+    return lambda *args, **options: partial(function, *args, **options)
 
 
 def _softmax_cross_entropy(scores, labels):
     _, gradient = kernels.softmax_cross_entropy(scores, labels)
-    return lambda: kernels.softmax_cross_entropy(scores, labels, out=gradient)
+    return partial(kernels.softmax_cross_entropy, scores, labels, out=gradient)
 
 
 _OUT = ("matmul", "linear_forward", "linear_backward", "weight_gradient", "bias_gradient", "relu_forward",

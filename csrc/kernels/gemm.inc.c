@@ -291,11 +291,11 @@ enum { FEW = 6, STREAMS = 8 };
 
 static ALWAYS_INLINE void few_rows(const int m, const fbp_block *q)
 {
-    enum { COLUMNS = 512 };   /* of C, that stay in the first cache */
+    const ptrdiff_t columns = (m <= 2 ? 8192 : 2048) / (ptrdiff_t)sizeof(real);   /* of C, that stay in the first cache: rows of B are streams, the longer the better */
     const ptrdiff_t b_row = q->b_row, ldc = q->ldc;
     const int kept = m * STREAMS <= (VBYTES == 64 ? 24 : 8);   /* the elements of A stay in registers */
-    for (ptrdiff_t j0 = 0; j0 < q->n; j0 += COLUMNS) {
-        const ptrdiff_t end = q->n - j0 < COLUMNS ? q->n : j0 + COLUMNS;
+    for (ptrdiff_t j0 = 0; j0 < q->n; j0 += columns) {
+        const ptrdiff_t end = q->n - j0 < columns ? q->n : j0 + columns;
         for (ptrdiff_t p = 0; p < q->k; p += STREAMS) {
             const real *b = q->b + p * b_row;
             const int count = q->k - p < STREAMS ? (int)(q->k - p) : STREAMS, fresh = p == 0 && q->start == FBP_STORE;

@@ -1002,26 +1002,23 @@ cpdef bint plain_matrices(a, b, out) noexcept:
             and disjoint(<cnp.ndarray>a, <cnp.ndarray>out) and disjoint(<cnp.ndarray>b, <cnp.ndarray>out))
 
 
+cdef inline bint is_state(array, cnp.ndarray p, object grad) noexcept:
+    """Whether a state (or None) is like p, writable, and apart from p and grad."""
+    if array is None:
+        return True
+    return (is_plain(array, cnp.PyArray_TYPE(p), False) and cnp.PyArray_SAMESHAPE(p, <cnp.ndarray>array) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>array)
+            and disjoint(<cnp.ndarray>array, p) and disjoint(<cnp.ndarray>array, <cnp.ndarray>grad))
+
+
 def plain_updatable(param, grad, state1, state2):
     """Whether an update of param by grad with these states (or None) needs no conversion: one type, one shape, all apart."""
     cdef int number = real_number(param)
-    cdef cnp.ndarray p
-    if number < 0 or not is_plain(param, number, False):
+    if number < 0 or not (is_plain(param, number, False) and is_plain(grad, number, False)):
         return False
-    p = <cnp.ndarray>param
-    held = [param]
-    for array in (grad, state1, state2):
-        if array is None:
-            continue
-        if not (is_plain(array, number, False) and cnp.PyArray_SAMESHAPE(p, <cnp.ndarray>array)):
-            return False
-        if array is not grad and not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>array):
-            return False
-        for other in held:
-            if not disjoint(<cnp.ndarray>array, <cnp.ndarray>other):
-                return False
-        held.append(array)
-    return bool(cnp.PyArray_ISWRITEABLE(p))
+    cdef cnp.ndarray p = <cnp.ndarray>param
+    return (cnp.PyArray_ISWRITEABLE(p) and cnp.PyArray_SAMESHAPE(p, <cnp.ndarray>grad) and disjoint(p, <cnp.ndarray>grad)
+            and is_state(state1, p, grad) and is_state(state2, p, grad)
+            and (state1 is None or state2 is None or disjoint(<cnp.ndarray>state1, <cnp.ndarray>state2)))
 
 
 cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
@@ -1044,28 +1041,39 @@ cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
 cdef Spare scratch_kept   # of the last product
 
 
+cdef fbp_matrix turned(fbp_matrix a) noexcept:
+    a.row, a.col = a.col, a.row
+    return a
+
+
+cdef multiply(int type, fbp_product *q):
+    """The product whose shapes and operands are given; the rest of q is 0."""
+    if q.m == 0 or q.n == 0:
+        return
+    q.ldc, q.start = q.n, FBP_STORE
+    cdef const fbp_kernels *table = fbp_kernels_for(type)
+    cdef int threads = fbp_threads_for(<double>q.m * q.n * q.k)
+    cdef size_t bytes
+    cdef void *scratch = take(&scratch_kept, threads * fbp_gemm_scratch(table, q.m, q.n, q.k), &bytes)
+    with nogil:
+        fbp_matmul(table, q, scratch, threads)
+    give(&scratch_kept, scratch, bytes)
+
+
 cpdef matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
     """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of FBP_CHUNK terms, added up in order."""
-    cdef int type = type_of_array(out), threads
+    cdef int type = type_of_array(out)
     cdef ptrdiff_t m = a.shape[0], n = b.shape[1], k = a.shape[1]
     cdef fbp_epilogue e
     cdef fbp_product q
     if b.shape[0] != k or out.shape[0] != m or out.shape[1] != n:
         raise ValueError("the shapes of a, b and out do not agree")
-    if m == 0 or n == 0:
-        return out
     memset(&e, 0, sizeof(e))
     e.bias, e.act, e.alpha = maybe(bias, type, n), act, alpha
     memset(&q, 0, sizeof(q))
-    q.m, q.n, q.k, q.a, q.b, q.c, q.ldc = m, n, k, matrix(a, type), matrix(b, type), data(out, type, m * n, True), n
-    q.start, q.chunked, q.epilogue = FBP_STORE, chunked, &e
-    cdef const fbp_kernels *table = fbp_kernels_for(type)
-    threads = fbp_threads_for(<double>m * n * k)
-    cdef size_t bytes
-    cdef void *scratch = take(&scratch_kept, threads * fbp_gemm_scratch(table, m, n, k), &bytes)
-    with nogil:
-        fbp_matmul(table, &q, scratch, threads)
-    give(&scratch_kept, scratch, bytes)
+    q.m, q.n, q.k, q.a, q.b, q.c = m, n, k, matrix(a, type), matrix(b, type), data(out, type, m * n, True)
+    q.chunked, q.epilogue = chunked, &e
+    multiply(type, &q)
     return out
 
 
@@ -1099,6 +1107,44 @@ def plain_sums(x, out):
               and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out) and disjoint(<cnp.ndarray>x, <cnp.ndarray>out)):
         return None
     return column_sums(x, out)
+
+
+cdef inline bint holds(out, int number, ptrdiff_t rows, ptrdiff_t columns) noexcept:
+    """Whether `out` is a writable matrix of this shape, or with rows = -1 a vector, that C can write where it lies."""
+    if not is_plain(out, number, False) or not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray>out
+    if rows < 0:
+        return cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == columns
+    return cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_DIM(a, 0) == rows and cnp.PyArray_DIM(a, 1) == columns
+
+
+def plain_backward(x, w, dy, dx, dw, db):
+    """(dx, dw, db) = (dy w, dyᵀ x, 1ᵀ dy) in these arrays or (None) new ones, when nothing needs a conversion and the shapes agree; else None."""
+    cdef int number = real_number(dy)
+    if not (number >= 0 and is_plain(dy, number, False) and plain_matrices(dy, w, None) and plain_matrices(dy, x, None)):
+        return None
+    cdef ptrdiff_t B = (<cnp.ndarray>x).shape[0], I = (<cnp.ndarray>x).shape[1], O = (<cnp.ndarray>w).shape[0]
+    if (<cnp.ndarray>w).shape[1] != I or (<cnp.ndarray>dy).shape[0] != B or (<cnp.ndarray>dy).shape[1] != O:
+        return None
+    cdef int type = type_of_array(<cnp.ndarray>dy)
+    cdef cnp.npy_intp outputs = O
+    dx = empty(type, B, I) if dx is None else dx
+    dw = empty(type, O, I) if dw is None else dw
+    db = cnp.PyArray_EMPTY(1, &outputs, number, 0) if db is None else db
+    if not (holds(dx, number, B, I) and holds(dw, number, O, I) and holds(db, number, -1, O)):
+        return None
+    if not (disjoint(dx, x) and disjoint(dx, w) and disjoint(dx, dy) and disjoint(dx, dw) and disjoint(dx, db)
+            and disjoint(dw, x) and disjoint(dw, dy) and disjoint(dw, db) and disjoint(db, dy)):
+        return None
+    cdef fbp_product q
+    memset(&q, 0, sizeof(q))
+    q.m, q.n, q.k, q.a, q.b, q.c = B, I, O, matrix(dy, type), matrix(w, type), cnp.PyArray_DATA(<cnp.ndarray>dx)
+    multiply(type, &q)
+    q.m, q.n, q.k, q.a, q.b, q.c, q.chunked = O, I, B, turned(q.a), matrix(x, type), cnp.PyArray_DATA(<cnp.ndarray>dw), True
+    multiply(type, &q)
+    column_sums(dy, db)
+    return dx, dw, db
 
 
 cpdef column_sums(cnp.ndarray x, cnp.ndarray out):

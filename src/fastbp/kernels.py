@@ -112,15 +112,16 @@ def linear_forward(x: Any, w: Any, b: Any = None, activation: str | None = None,
 def linear_backward(x: Any, w: Any, dy: Any, out: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] | None = None
                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dx = dy w (B, I), dw = dyᵀ x (O, I), db = 1ᵀ dy (O): docs/by-hand BP2 to BP4. out: a triple of arrays or Nones."""
-    if not (_core.plain_matrices(x, w, None) and _core.plain_matrices(dy, w, None)):
-        x = _array("x", x, 2)
-        w = _array("w", w, 2, x.dtype)
-        dy = _array("dy", dy, 2, x.dtype)
-    _agree("w", w, (w.shape[0], x.shape[1]))
-    _agree("dy", dy, (x.shape[0], w.shape[0]))
     if out is not None and (not isinstance(out, tuple | list) or len(out) != 3):
         raise TypeError(f"out must be three arrays or Nones, got {arrays.describe(out)}")
     dx, dw, db = out or (None, None, None)
+    if (result := _core.plain_backward(x, w, dy, dx, dw, db)) is not None:
+        return result
+    x = _array("x", x, 2)
+    w = _array("w", w, 2, x.dtype)
+    dy = _array("dy", dy, 2, x.dtype)
+    _agree("w", w, (w.shape[0], x.shape[1]))
+    _agree("dy", dy, (x.shape[0], w.shape[0]))
     given = {i: array for i, array in enumerate(out or ()) if isinstance(array, np.ndarray)}
     for i, j in combinations(given, 2):
         if np.may_share_memory(given[i], given[j]):
@@ -241,14 +242,13 @@ def _state(name: str, array: Any, param: np.ndarray) -> np.ndarray:
     return _out(array, param.shape, param.dtype, name=name)
 
 
-def _update(rule: _core.UpdateRule, param: Any, grad: Any, lr: float, step: int, **states: Any) -> np.ndarray:
-    state1, state2 = (*states.values(), None, None)[:2]
+def _update(rule: _core.UpdateRule, lr: float, step: int, param: Any, grad: Any, name1: str, state1: Any, name2: str = "", state2: Any = None) -> np.ndarray:
     if not _core.plain_updatable(param, grad, state1, state2):
         param = _array("param", param, None)
         _out(param, param.shape, param.dtype, name="param")
         grad = _array("grad", grad, None, param.dtype)
         _agree("grad", grad, param.shape)
-        held = {name: _state(name, array, param) for name, array in states.items() if array is not None}
+        held = {name: _state(name, array, param) for name, array in ((name1, state1), (name2, state2)) if array is not None}
         held = {"param": param, "grad": grad} | held
         for one, other in combinations(held, 2):
             if np.may_share_memory(held[one], held[other]):
@@ -258,21 +258,40 @@ def _update(rule: _core.UpdateRule, param: Any, grad: Any, lr: float, step: int,
     return param
 
 
-@lru_cache(64)
-def _rule(kind: str, size: int, **numbers: Any) -> _core.UpdateRule:
-    return _core.UpdateRule(kind, [(0, size, 1.0, 1.0)], **numbers)
+def _rule(rules: Any, *numbers: Any) -> _core.UpdateRule:
+    try:
+        return rules(*numbers)
+    except TypeError:   # what has no hash, or is no number
+        pass
+    return rules.__wrapped__(*numbers)
+
+
+def _size(param: Any) -> int:
+    return param.size if type(param) is np.ndarray else np.size(param)
+
+
+@lru_cache(64, typed=True)   # typed: True equals 1 but is no number
+def _sgd_rules(size: int, momentum: Any, weight_decay: Any, kept: bool) -> _core.UpdateRule:
+    momentum = arrays.number("momentum", momentum, low=0, high=1, open_high=True)
+    weight_decay = arrays.number("weight_decay", weight_decay, low=0)
+    if momentum and not kept:
+        raise ValueError(f"velocity must be an array of param's shape when momentum is {momentum}, got None")
+    return _core.UpdateRule("sgd", [(0, size, 1.0, 1.0)], momentum=momentum, weight_decay=weight_decay)
+
+
+@lru_cache(64, typed=True)
+def _adam_rules(size: int, beta1: Any, beta2: Any, eps: Any, weight_decay: Any) -> _core.UpdateRule:
+    betas = tuple(arrays.number(f"betas[{i}]", beta, low=0, high=1, open_high=True) for i, beta in enumerate((beta1, beta2)))
+    eps = arrays.number("eps", eps, low=0, open_low=True)
+    weight_decay = arrays.number("weight_decay", weight_decay, low=0)
+    return _core.UpdateRule("adam", [(0, size, 1.0, 1.0)], betas=betas, eps=eps, weight_decay=weight_decay)
 
 
 def sgd_update(param: Any, grad: Any, lr: float, velocity: Any = None, momentum: float = 0.0, weight_decay: float = 0.0) -> np.ndarray:
     """In place: g = grad + weight_decay param;  velocity = momentum velocity + g;  param -= lr velocity; without velocity
     param -= lr g (PyTorch's form). Returns param. momentum needs a velocity."""
     lr = arrays.number("lr", lr, low=0)
-    momentum = arrays.number("momentum", momentum, low=0, high=1, open_high=True)
-    weight_decay = arrays.number("weight_decay", weight_decay, low=0)
-    if momentum and velocity is None:
-        raise ValueError(f"velocity must be an array of param's shape when momentum is {momentum}, got None")
-    rule = _rule("sgd", np.size(param), momentum=momentum, weight_decay=weight_decay)
-    return _update(rule, param, grad, lr, 1, velocity=velocity)
+    return _update(_rule(_sgd_rules, _size(param), momentum, weight_decay, velocity is not None), lr, 1, param, grad, "velocity", velocity)
 
 
 def adam_update(param: Any, grad: Any, m: Any, v: Any, step: int, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
@@ -281,10 +300,8 @@ def adam_update(param: Any, grad: Any, m: Any, v: Any, step: int, lr: float = 1e
     param -= lr/(1-β1^step) m / (√v/√(1-β2^step) + eps). Returns param."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise TypeError(f"betas must be a pair of numbers, got {arrays.describe(betas)}")
-    betas = tuple(arrays.number(f"betas[{i}]", beta, low=0, high=1, open_high=True) for i, beta in enumerate(betas))
-    eps = arrays.number("eps", eps, low=0, open_low=True)
-    lr, weight_decay = arrays.number("lr", lr, low=0), arrays.number("weight_decay", weight_decay, low=0)
-    step = arrays.integer("step", step, least=1)
-    m, v = _array("m", m, None), _array("v", v, None)
-    rule = _rule("adam", np.size(param), betas=betas, eps=eps, weight_decay=weight_decay)
-    return _update(rule, param, grad, lr, step, m=m, v=v)
+    rule = _rule(_adam_rules, _size(param), *betas, eps, weight_decay)
+    lr, step = arrays.number("lr", lr, low=0), arrays.integer("step", step, least=1)
+    if m is None or v is None:
+        m, v = _array("m", m, None), _array("v", v, None)
+    return _update(rule, lr, step, param, grad, "m", m, "v", v)
