@@ -465,6 +465,12 @@ static ALWAYS_INLINE void sum_columns(ptrdiff_t B, ptrdiff_t n, const real *x, c
 {
     enum { ROWS = 8, COLUMNS = 1024 };   /* sums that stay in the first cache */
     real total[COLUMNS];
+    if (n <= VL) {
+        vreal acc = {0};
+        for (ptrdiff_t i = 0; i < B; i++, x += ldx) acc += z ? v_part(x, n) * v_part(z + i * ldx, n) : v_part(x, n);
+        v_put(y, start == FBP_ADD ? v_part(y, n) + acc : acc, n);
+        return;
+    }
     for (ptrdiff_t j0 = 0; j0 < n; j0 += COLUMNS) {
         const ptrdiff_t columns = n - j0 < COLUMNS ? n - j0 : COLUMNS;
         memset(total, 0, (size_t)(columns + VL - 1) / VL * VL * sizeof(real));

@@ -19,7 +19,7 @@ static double clip_factor(double clip, ptrdiff_t n, const double *partial)
     return factor < 1 ? factor : 1;
 }
 
-static double over_batch(double penalty, double batch_weight) { return batch_weight > 0 ? penalty / batch_weight : 0; }
+static double over_batch(double penalty, double batch_weight) { return penalty != 0 && batch_weight > 0 ? penalty / batch_weight : 0; }
 
 void fbp_penalty_squares(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, ptrdiff_t n, const void *params, double *partial)
 {
@@ -57,7 +57,7 @@ static fbp_rule rule_of(const fbp_step *s, const fbp_slot *slot)
 {
     const fbp_optimizer *o = s->optimizer;
     const double lr = s->lr * slot->rate, decay = s->decay * slot->decay;
-    return (fbp_rule){.lr = lr / s->correction, .root_scale = s->root_scale,
+    return (fbp_rule){.lr = s->correction == 1 ? lr : lr / s->correction, .root_scale = s->root_scale,
                       .decay = o->decoupled ? 0 : decay, .shrink = o->decoupled ? 1 - lr * decay : 1,
                       .momentum = o->momentum, .nesterov = o->nesterov, .rate_inside = o->rate_inside,
                       .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->epsilon_hat ? o->eps * s->root_scale : o->eps};
