@@ -345,8 +345,8 @@ static ALWAYS_INLINE void store_lanes(ptrdiff_t r, ptrdiff_t n, const vreal *x, 
 static void softmax_forward(ptrdiff_t B, ptrdiff_t n, const real *x, real *y)
 {
     for (ptrdiff_t i = 0; i < B; i++, x += n, y += n) {
-        const double sum = row_exp(n, x, row_max(n, x), y);
-        for (ptrdiff_t j = 0; j < n; j++) y[j] = (real)(y[j] / sum);
+        const double part = 1 / row_exp(n, x, row_max(n, x), y);
+        for (ptrdiff_t j = 0; j < n; j++) y[j] = (real)(y[j] * part);
     }
 }
 

@@ -1077,7 +1077,17 @@ cpdef matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=F
     return out
 
 
-def plain_product(a, b, out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
+cdef inline bint holds(out, int number, ptrdiff_t rows, ptrdiff_t columns) noexcept:
+    """Whether `out` is a writable matrix of this shape, or with rows = -1 a vector, that C can write where it lies."""
+    if not is_plain(out, number, False) or not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out):
+        return False
+    cdef cnp.ndarray a = <cnp.ndarray>out
+    if rows < 0:
+        return cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == columns
+    return cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_DIM(a, 0) == rows and cnp.PyArray_DIM(a, 1) == columns
+
+
+def plain_product(a, b, out, bias=None, int act=FBP_IDENTITY, double alpha=0):
     """matmul in out or (out None) a new array, when nothing needs a conversion and the shapes agree; else None."""
     if not plain_matrices(a, b, out):
         return None
@@ -1087,12 +1097,37 @@ def plain_product(a, b, out, bias=None, int act=FBP_IDENTITY, double alpha=0, bi
         return None
     if out is None:
         out = empty(type_of_array(left), m, n)
-    elif (<cnp.ndarray>out).shape[0] != m or (<cnp.ndarray>out).shape[1] != n:
+    elif not holds(out, cnp.PyArray_TYPE(left), m, n):
         return None
     if bias is not None and not (is_plain(bias, cnp.PyArray_TYPE(left), False) and cnp.PyArray_NDIM(<cnp.ndarray>bias) == 1
                                  and cnp.PyArray_DIM(<cnp.ndarray>bias, 0) == n and disjoint(<cnp.ndarray>bias, <cnp.ndarray>out)):
         return None
-    return matmul(left, right, out, bias, act, alpha, chunked)
+    return matmul(left, right, out, bias, act, alpha)
+
+
+cdef outer_products(cnp.ndarray delta, cnp.ndarray x, cnp.ndarray out):
+    """out (O, I) = deltaᵀ x, with delta (B, O) and x (B, I), in chunks."""
+    cdef int type = type_of_array(delta)
+    cdef fbp_product q
+    memset(&q, 0, sizeof(q))
+    q.m, q.n, q.k, q.a, q.b, q.c = delta.shape[1], x.shape[1], x.shape[0], turned(matrix(delta, type)), matrix(x, type), cnp.PyArray_DATA(out)
+    q.chunked = True
+    multiply(type, &q)
+
+
+def plain_outer_products(delta, x, out):
+    """deltaᵀ x in out or (out None) a new array, when nothing needs a conversion and the shapes agree; else None."""
+    if not plain_matrices(delta, x, out):
+        return None
+    cdef cnp.ndarray left = <cnp.ndarray>delta, right = <cnp.ndarray>x
+    if left.shape[0] != right.shape[0]:
+        return None
+    if out is None:
+        out = empty(type_of_array(left), left.shape[1], right.shape[1])
+    elif not holds(out, cnp.PyArray_TYPE(left), left.shape[1], right.shape[1]):
+        return None
+    outer_products(left, right, out)
+    return out
 
 
 def plain_sums(x, out):
@@ -1103,20 +1138,9 @@ def plain_sums(x, out):
     cdef cnp.npy_intp n = cnp.PyArray_DIM(<cnp.ndarray>x, 1)
     if out is None:
         out = cnp.PyArray_EMPTY(1, &n, number, 0)
-    elif not (is_plain(out, number, False) and cnp.PyArray_NDIM(<cnp.ndarray>out) == 1 and cnp.PyArray_DIM(<cnp.ndarray>out, 0) == n
-              and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out) and disjoint(<cnp.ndarray>x, <cnp.ndarray>out)):
+    elif not (holds(out, number, -1, n) and disjoint(<cnp.ndarray>x, <cnp.ndarray>out)):
         return None
     return column_sums(x, out)
-
-
-cdef inline bint holds(out, int number, ptrdiff_t rows, ptrdiff_t columns) noexcept:
-    """Whether `out` is a writable matrix of this shape, or with rows = -1 a vector, that C can write where it lies."""
-    if not is_plain(out, number, False) or not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out):
-        return False
-    cdef cnp.ndarray a = <cnp.ndarray>out
-    if rows < 0:
-        return cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == columns
-    return cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_DIM(a, 0) == rows and cnp.PyArray_DIM(a, 1) == columns
 
 
 def plain_backward(x, w, dy, dx, dw, db):
@@ -1137,12 +1161,8 @@ def plain_backward(x, w, dy, dx, dw, db):
     if not (disjoint(dx, x) and disjoint(dx, w) and disjoint(dx, dy) and disjoint(dx, dw) and disjoint(dx, db)
             and disjoint(dw, x) and disjoint(dw, dy) and disjoint(dw, db) and disjoint(db, dy)):
         return None
-    cdef fbp_product q
-    memset(&q, 0, sizeof(q))
-    q.m, q.n, q.k, q.a, q.b, q.c = B, I, O, matrix(dy, type), matrix(w, type), cnp.PyArray_DATA(<cnp.ndarray>dx)
-    multiply(type, &q)
-    q.m, q.n, q.k, q.a, q.b, q.c, q.chunked = O, I, B, turned(q.a), matrix(x, type), cnp.PyArray_DATA(<cnp.ndarray>dw), True
-    multiply(type, &q)
+    matmul(dy, w, dx)
+    outer_products(dy, x, dw)
     column_sums(dy, db)
     return dx, dw, db
 

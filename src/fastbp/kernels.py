@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, arrays
+from .losses import CrossEntropyLoss
 
 A = _core.ACTIVATIONS
 ALPHA = {"leaky_relu": 0.01, "elu": 1.0}
@@ -138,7 +139,7 @@ def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.nda
 
     Summed in chunks of 512 rows, added up in order.
     """
-    if type(delta) is np.ndarray and (result := _core.plain_product(delta.T, x, out, chunked=True)) is not None:
+    if (result := _core.plain_outer_products(delta, x, out)) is not None:
         return result
     delta = _array("delta", delta, 2)
     if len(x := _array("x", x, 2, delta.dtype)) != len(delta):
@@ -219,22 +220,26 @@ def softmax(s: Any, out: np.ndarray | None = None) -> np.ndarray:
     return _core.softmax(s, np.empty_like(s) if out is None else out)
 
 
+@lru_cache(64)
+def _cross_entropy(classes: int) -> tuple[CrossEntropyLoss, _core.LossRule]:
+    loss = CrossEntropyLoss()
+    return loss, loss.rule(classes)
+
+
 def softmax_cross_entropy(s: Any, labels: Any, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
     """(mean over rows of logsumexp(s) - s_y, its gradient (softmax(s) - onehot(y)) / B), with s (B, C) and integer labels (B).
 
     labels may also be probabilities (B, C). `out` receives the gradient.
     """
-    from .losses import CrossEntropyLoss
-
     s = _array("s", s, 2)
     if s.shape[0] == 0 or s.shape[1] == 0:
         raise ValueError(f"s must have at least one row and one column, got {arrays.describe(s)}")
-    loss = CrossEntropyLoss()
+    loss, rule = _cross_entropy(s.shape[1])
     t, label = loss.target("labels", labels, *s.shape, s.dtype)
     out = _out(out, s.shape, s.dtype, s, elementwise=True)
     if t is not None and np.may_share_memory(out, t):
         raise ValueError("out must not overlap labels")
-    return loss.rule(s.shape[1]).value(_contiguous(s), t, label, None, out), out
+    return rule.value(_contiguous(s), t, label, None, out), out
 
 
 def _state(name: str, array: Any, param: np.ndarray) -> np.ndarray:
