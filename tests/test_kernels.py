@@ -577,6 +577,28 @@ def test_softmax_cross_entropy_refuses_out_over_its_target(dtype):
         K.softmax_cross_entropy(a.s, a.t, a.t)
 
 
+def test_numbers_of_an_update_are_looked_at_every_time():
+    """The rule is kept by its numbers; True equals 1.0, [0.5] has no hash."""
+    param, grad = np.ones(3), np.ones(3)
+    K.sgd_update(param, grad, 0.1, weight_decay=1.0)
+    for wrong in (True, [0.5], "1"):
+        with pytest.raises(TypeError, match="weight_decay"):
+            K.sgd_update(param, grad, 0.1, weight_decay=wrong)
+        with pytest.raises(TypeError, match="eps"):
+            K.adam_update(param, grad, np.zeros(3), np.zeros(3), 1, eps=wrong)
+    with pytest.raises(ValueError, match="velocity"):
+        K.sgd_update(param, grad, 0.1, momentum=0.5)
+
+
+@pytest.mark.parametrize("B, I, O", [(0, 3, 2), (1, 1, 1), (5, 0, 3), (5, 3, 0), (7, 4, 3)])
+def test_gradients_of_a_layer_are_those_of_its_parts(dtype, rng, B, I, O):
+    x, w, dy = (rng.standard_normal(shape).astype(dtype) for shape in ((B, I), (O, I), (B, O)))
+    parts = K.matmul(dy, w), K.weight_gradient(x, dy), K.bias_gradient(dy)
+    for layout in (dy, np.asfortranarray(dy), np.repeat(dy, 2, axis=0)[::2]):   # the others are converted
+        for got, part in zip(K.linear_backward(x, w, layout), parts, strict=True):
+            assert same_bits(got, part)
+
+
 def test_linear_backward_refuses_outputs_that_overlap(dtype):
     x, w, dy = np.random.default_rng(0).random((3, 4, 4)).astype(dtype)
     out = np.empty((4, 4), dtype)

@@ -215,6 +215,18 @@ def test_riding_step_that_overflows_is_undone(isa, build, dtype, batch_size):
     assert model.flat_parameters.tobytes() == before.tobytes()
 
 
+@pytest.mark.parametrize("batch_size", [7, 64])
+@pytest.mark.parametrize("feature", [0, 50, 95])
+def test_riding_step_that_overflows_in_one_tile_is_undone(isa, dtype, rng, batch_size, feature):
+    model = fb.Sequential(fb.Linear(96, 96, bias=False), dtype=dtype, seed=0)
+    x = np.zeros((batch_size, 96), dtype)
+    x[:, feature] = 1
+    before = model.flat_parameters.copy()
+    with pytest.raises(FloatingPointError, match="parameter"):
+        model.fit(x, np.full((batch_size, 96), 1e3, dtype), loss=fb.MSELoss(), optimizer=fb.SGD(float(np.finfo(dtype).max)), batch_size=batch_size)
+    assert model.flat_parameters.tobytes() == before.tobytes()
+
+
 def test_lr_schedule_and_changed_lr_equal_in_fit_and_loop(build):
     x, y, _ = draw("MSELoss")
     fitted, looped = build(MLP), build(MLP)
