@@ -199,8 +199,13 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
     { \
         tile(mr, nv, ragged, q, does, a, b, c, nr, i0, j0); \
     }
+#if VBYTES == 64
 #define SHAPES(mr, nv) SHAPE(mr, nv, WHOLE) SHAPE(mr, nv, RAGGED) SHAPE(mr, nv, HALF)
 #define NAMES(mr, nv) { tile_##mr##_##nv##_WHOLE, tile_##mr##_##nv##_RAGGED, tile_##mr##_##nv##_HALF }
+#else
+#define SHAPES(mr, nv) SHAPE(mr, nv, WHOLE) SHAPE(mr, nv, RAGGED)
+#define NAMES(mr, nv) { tile_##mr##_##nv##_WHOLE, tile_##mr##_##nv##_RAGGED }
+#endif
 #define TILES(mr) SHAPES(mr, 1) SHAPES(mr, 2)
 #define BOTH_NAMES(mr) { NAMES(mr, 1), NAMES(mr, 2) }
 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
