@@ -989,7 +989,7 @@ def plain_elementwise(x, other, out):
     return True
 
 
-cpdef bint plain_matrices(a, b, out) noexcept:
+cdef bint plain_matrices(a, b, out) noexcept:
     """Whether the matrices a and b, in either order, and out (or None) need no conversion; out apart from both."""
     cdef int number = real_number(a)
     if number < 0 or not (is_plain(a, number, True) and is_plain(b, number, True)):
