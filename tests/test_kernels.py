@@ -577,6 +577,24 @@ def test_softmax_cross_entropy_refuses_out_over_its_target(dtype):
         K.softmax_cross_entropy(a.s, a.t, a.t)
 
 
+def test_empty_operands_may_lie_anyhow(dtype):
+    """NumPy calls what is empty contiguous, backwards too."""
+    backwards = np.zeros((5, 3), dtype)[::-1]
+    assert K.matmul(np.ones((4, 5), dtype), backwards[:, :0]).shape == (4, 0)
+    assert same_bits(K.matmul(backwards[:, :0], np.ones((0, 4), dtype)), np.zeros((5, 4), dtype))
+    dx, dw, db = K.linear_backward(backwards[:, :0], np.ones((2, 0), dtype), np.ones((5, 2), dtype))
+    assert dx.shape == (5, 0) and dw.shape == (2, 0) and same_bits(db, np.full(2, 5, dtype))
+
+
+def test_a_state_must_be_an_array():
+    param, grad = np.ones(3), np.ones(3)
+    with pytest.raises(TypeError, match="velocity.*list"):
+        K.sgd_update(param, grad, 0.1, [0.0, 0.0, 0.0], 0.5)
+    with pytest.raises(TypeError, match="^m .*list"):
+        K.adam_update(param, grad, [0.0, 0.0, 0.0], np.zeros(3), 1)
+    assert (param == 1).all()
+
+
 def test_numbers_of_an_update_are_looked_at_every_time():
     """The rule is kept by its numbers; True equals 1.0, [0.5] has no hash."""
     param, grad = np.ones(3), np.ones(3)

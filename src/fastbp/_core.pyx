@@ -1028,6 +1028,9 @@ cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
     if cnp.PyArray_TYPE(a) != number(type) or cnp.PyArray_NDIM(a) != 2 or not cnp.PyArray_ISALIGNED(a):
         raise ValueError("expected an aligned matrix")
     m.p = cnp.PyArray_DATA(a)
+    if cnp.PyArray_SIZE(a) == 0:     # NumPy calls it contiguous whatever its strides
+        m.row, m.col = cnp.PyArray_DIM(a, 1), 1
+        return m
     m.row, m.col = cnp.PyArray_STRIDE(a, 0) // size, cnp.PyArray_STRIDE(a, 1) // size
     if cnp.PyArray_DIM(a, 1) <= 1:   # the stride of a single row or column means nothing
         m.col = 1

@@ -243,8 +243,9 @@ def softmax_cross_entropy(s: Any, labels: Any, out: np.ndarray | None = None) ->
 
 
 def _state(name: str, array: Any, param: np.ndarray) -> np.ndarray:
-    array = _array(name, array, None, param.dtype)
-    return _out(array, param.shape, param.dtype, name=name)
+    if isinstance(array, np.ndarray):
+        array = _array(name, array, None, param.dtype)
+    return _out(array, param.shape, param.dtype, name=name)   # a list, say, would be changed in a copy
 
 
 def _update(rule: _core.UpdateRule, lr: float, step: int, param: Any, grad: Any, name1: str, state1: Any, name2: str = "", state2: Any = None) -> np.ndarray:
