@@ -207,14 +207,15 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
 /* ---- threads -------------------------------------------------------------------------------------------------------- */
 
 /* Splits C into a grid of parts, rows by columns, of the least estimated time: arithmetic on half tiles, which run at the speed of
- * whole ones or nearly so, plus the packing that every part does for itself. */
+ * whole ones or nearly so, plus the packing that every part does for itself. Writing to a cache line that another core has read takes
+ * longer than some hundred multiply-adds, so it had better be the same worker that meets an element of C from product to product. */
 static void choose_grid(const fbp_kernels *t, const fbp_product *q, int parts, int *grid_rows)
 {
     double least = 0;
     for (int rows = 1; rows <= parts; rows++) {
         if (parts % rows) continue;
         const double m = (double)ceil_to((q->m + rows - 1) / rows, t->mr / 2), n = (double)ceil_to((q->n + parts / rows - 1) / (parts / rows), t->nr / 2);
-        const double time = (m * n / 16 + n + m / 2) * (q->by_rows && rows == parts ? 0.8 : 1);
+        const double time = (m * n / 16 + n + m / 2) * (rows == (q->part == FBP_BY_ROWS ? parts : q->part == FBP_BY_COLUMNS) ? 0.8 : 1);
         if (least == 0 || time < least) least = time, *grid_rows = rows;
     }
 }

@@ -11,6 +11,8 @@ typedef struct {
     ptrdiff_t row, col;
 } fbp_matrix;
 
+enum fbp_part { FBP_ANYHOW, FBP_BY_ROWS, FBP_BY_COLUMNS };
+
 typedef struct {
     ptrdiff_t m, n, k;
     fbp_matrix a, b;
@@ -20,7 +22,7 @@ typedef struct {
     double rate;                   /* of FBP_DESCEND, */
     int *not_finite;               /* and whether a new C is not finite */
     int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
-    int by_rows;                   /* 1: rather divided among the threads by rows, because each goes on with its own */
+    int part;                      /* how it is rather divided among the threads: as what lies in C was, or will be, read or written by each */
     const fbp_epilogue *epilogue;  /* or NULL; sums only for a worker that is alone */
     /* NULL, or called for rows [i, i + m) and columns [j, j + n) of C once they are finished, while they are in the cache: at c, rows ldc apart. */
     void (*done)(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n, void *c, ptrdiff_t ldc);

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "parallel.h"
 #include "cpu.h"
+#include <math.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -132,12 +133,20 @@ double fbp_set_grain(double multiply_adds)
 
 int fbp_grain_forced(void) { return grain <= 1; }
 
-int fbp_threads_for(double work)
+static int at_most(double threads)
 {
-    const double most = grain > 1 ? work / grain : 1e9;
-    if (most < 2 || fork_count) return 1;
+    if (threads < 2 || fork_count) return 1;
     const int limit = fbp_thread_limit();
-    return most < limit ? (int)most : limit;
+    return threads < limit ? (int)threads : limit;
+}
+
+int fbp_threads_for(double work) { return at_most(grain > 1 ? work / grain : 1e9); }
+
+/* A step takes work / threads and, for barriers and what passes from core to core, some time per thread: least at their geometric mean. */
+int fbp_threads_for_steps(double work)
+{
+    const double by_work = work / grain, by_waiting = sqrt(30 * by_work);
+    return at_most(grain <= 1 ? 1e9 : by_work > by_waiting ? by_work : by_waiting);
 }
 
 /* ---- the team ----------------------------------------------------------------------------------------------------- */

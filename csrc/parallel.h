@@ -32,6 +32,7 @@ int fbp_set_own_thread_limit(int threads);   /* of the calling thread; returns t
 /* The number of threads for `work` (multiply-adds, or what costs as much): within the limit, and never so many that a thread
  * has less than a grain. The answer never changes results. */
 int fbp_threads_for(double work);
+int fbp_threads_for_steps(double work);       /* of each of many steps that one team makes, already awake */
 double fbp_set_grain(double multiply_adds);   /* returns the old one; for tests and tuning. Up to 1: always all that are allowed */
 int fbp_grain_forced(void);                   /* 1 while the grain is that small */
 

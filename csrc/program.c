@@ -118,6 +118,8 @@ int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
     return fbp_threads_for(p->work_per_row * (double)rows * passes);
 }
 
+int fbp_training_threads(const fbp_program *p, ptrdiff_t rows) { return fbp_threads_for_steps(3 * p->work_per_row * (double)rows); }
+
 static void run_forward(const fbp_worker *w, void *frame)
 {
     forward(frame, w);
@@ -251,8 +253,8 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     const fbp_optimizer *o = r->optimizer;
     const ptrdiff_t chunks = (r->batch_size + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK;
     const ptrdiff_t parameters = parameters_of(o);
-    /* Clipping needs all gradients first; few parameters are updated faster in one go. */
-    const int rides = p->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && parameters > SMALL;
+    /* Clipping needs all gradients first; few parameters are updated faster in one go, unless that takes one more barrier. */
+    const int rides = p->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && (parameters > SMALL || r->threads > 1);
     double *losses = r->partial, *hits = losses + p->outputs * chunks, *broken = hits + chunks, *squares = broken + w->parts;
     void *value[p->values];   /* this worker's pointers: the input's changes with the batch */
     fbp_target target[p->outputs];
@@ -337,13 +339,15 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     }
 }
 
-/* Turning weights and their states there and back costs as much as some steps gain by it. */
-static int pays_to_turn(const fbp_run *r)
+/* Turning weights and their states there and back costs as much as some steps gain by it. Only updates that ride know of rows in whole lines. */
+static enum fbp_turned how_to_turn(const fbp_run *r)
 {
     enum { STEPS = 8 };
-    const double rate = 5e10, seconds = 3 * r->frame->program->work_per_row * (double)r->batch_size / rate;   /* of a step: multiply-adds */
+    const fbp_program *p = r->frame->program;
+    const double rate = 5e10, seconds = 3 * p->work_per_row * (double)r->batch_size / rate;   /* of a step: multiply-adds */
     const double arrays = 1 + (r->state1 != NULL) + (r->state2 != NULL);
-    return r->room && (double)(r->batches - r->batch) >= STEPS * arrays && r->seconds >= STEPS * arrays * seconds;
+    if (!r->room || (double)(r->batches - r->batch) < STEPS * arrays || r->seconds < STEPS * arrays * seconds) return FBP_AS_IT_IS;
+    return r->threads > 1 && p->complete ? FBP_TURNED_LINES : FBP_TURNED;
 }
 
 /* Parameters and states as everybody sees them, and copies with turned weights: what others see stays whole. */
@@ -398,9 +402,10 @@ void fbp_train(fbp_run *r)
         return;
     }
     training q = {.run = r, .home = {r->params, r->state1, r->state2}};
-    r->frame->turned = pays_to_turn(r);
+    r->frame->turned = how_to_turn(r);
     if (r->frame->turned) {
-        for (int a = 0; a < 3; a++) if (q.home[a]) q.copy[a] = fbp_at(r->frame->program->table, r->room, a * parameters_of(r->optimizer));
+        const fbp_program *p = r->frame->program;
+        for (int a = 0; a < 3; a++) if (q.home[a]) q.copy[a] = fbp_at(p->table, r->room, a * p->extent);
         r->params = q.copy[0], r->state1 = q.copy[1], r->state2 = q.copy[2];
     }
     r->frame->params = r->params;

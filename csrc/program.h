@@ -39,6 +39,7 @@ typedef struct {
     int closes;                    /* 1: dy is to be multiplied by act'(y) first: no reader of y did so */
     int transposed;                /* 1: the weight lies as (I, O) */
     int turns;                     /* 1: it may lie so for the time of a call, as nobody else reads it; forward and dw are faster then, dx is not wanted */
+    ptrdiff_t lines;               /* where it then lies if its rows take whole cache lines: an offset behind the parameters */
     ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none. Batchnorm: of running mean and variance */
     ptrdiff_t sums;                /* dense: offset of the bias whose gradient the column sums of dx are; -1: none */
     int summed;                    /* dense: a later operation's `sums` is this one's bias */
@@ -72,6 +73,7 @@ typedef struct {
     int statistics;                /* 1: a training pass changes running statistics */
     ptrdiff_t capacity;            /* rows that the arena holds */
     ptrdiff_t arena;               /* elements */
+    ptrdiff_t extent;              /* of an array like the parameters with `lines` behind them */
     size_t scratch;                /* bytes per worker */
     double work_per_row;           /* multiply-adds of one forward pass */
 } fbp_program;
@@ -134,6 +136,13 @@ typedef struct {
     const void *value;
 } fbp_csr;
 
+/* As (O, I); as (I, O) in the same place; as (I, O) with rows in whole cache lines, so that threads which share out the columns do not write to
+ * each other's lines. */
+enum fbp_turned { FBP_AS_IT_IS, FBP_TURNED, FBP_TURNED_LINES };
+
+/* Elements from one row of O to the next when rows take whole cache lines; a row of less than one is nothing to share out. */
+static inline ptrdiff_t fbp_line_row(ptrdiff_t O) { return O <= 16 ? O : (O + 15) / 16 * 16; }
+
 /* One running use of a program: where its values are and what the operations need to know. */
 typedef struct {
     const fbp_program *program;
@@ -143,7 +152,7 @@ typedef struct {
     void *grads;
     ptrdiff_t rows;
     int training;                  /* 0: dropout is the identity */
-    int turned;                    /* 1: weights that turn lie as (I, O) now */
+    enum fbp_turned turned;        /* how weights that turn lie now */
     uint64_t seed, step;           /* of dropout */
     const fbp_csr *csr;            /* a sparse input: row i of the batch is row order[first + i], or first + i without an order */
     const int64_t *order;
@@ -156,8 +165,9 @@ typedef struct {
 size_t fbp_frame_bytes(const fbp_program *p, int threads);
 fbp_frame fbp_frame_in(void *memory, const fbp_program *p);
 
-/* How many threads `passes` forward passes over these rows deserve: 1 to predict, 2 backward, 3 to train. */
+/* How many threads `passes` forward passes over these rows deserve: 1 to predict, 2 backward; and many training steps. */
 int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes);
+int fbp_training_threads(const fbp_program *p, ptrdiff_t rows);
 
 /* Bytes of scratch that a worker of this program needs. */
 size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);

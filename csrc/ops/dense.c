@@ -8,30 +8,44 @@ static void *scratch_of(const fbp_frame *f, const fbp_worker *w)
     return (char *)f->scratch + (size_t)w->part * f->program->scratch;
 }
 
-static int lies_transposed(const fbp_frame *f, const fbp_op *op) { return op->transposed || (op->turns && f->turned); }
+/* Where the weight is in an array like the parameters: its offset and the distance of its rows, which are those of (O, I) or of (I, O). */
+typedef struct {
+    ptrdiff_t at, row;
+    int transposed;
+} place;
+
+static inline place place_of(const fbp_frame *f, const fbp_op *op, enum fbp_turned turned)
+{
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
+    if (op->turns && turned == FBP_TURNED_LINES) return (place){op->lines, fbp_line_row(O), 1};
+    const int transposed = op->transposed | (op->turns & (turned != FBP_AS_IT_IS));
+    return (place){op->weight, transposed ? O : I, transposed};
+}
 
 /* w as an (O, I) matrix. */
 static fbp_matrix weight_of(const fbp_frame *f, const fbp_op *op)
 {
-    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
-    const void *w = fbp_at(f->program->table, f->params, op->weight);
-    return lies_transposed(f, op) ? (fbp_matrix){w, 1, O} : (fbp_matrix){w, I, 1};
+    const place at = place_of(f, op, f->turned);
+    const void *w = fbp_at(f->program->table, f->params, at.at);
+    return at.transposed ? (fbp_matrix){w, 1, at.row} : (fbp_matrix){w, at.row, 1};
 }
 
 #define TRANSPOSE(type) \
     for (ptrdiff_t i0 = begin; i0 < end; i0 += BLOCK) \
         for (ptrdiff_t j0 = 0; j0 < columns; j0 += BLOCK) \
             for (ptrdiff_t i = i0; i < end && i < i0 + BLOCK; i++) \
-                for (ptrdiff_t j = j0; j < columns && j < j0 + BLOCK; j++) ((type *)to_weight)[i * columns + j] = ((const type *)from_weight)[j * rows + i]
+                for (ptrdiff_t j = j0; j < columns && j < j0 + BLOCK; j++) \
+                    ((type *)to_weight)[i * there.row + j] = ((const type *)from_weight)[j * here.row + i]
 
-/* The weight in an array laid out as the parameters, (O, I), to another one as (I, O); or back. */
+/* The weight in an array laid out as the parameters, (O, I), to another one as the frame has it, (I, O); or back. */
 void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, const void *from, void *to, const fbp_worker *w)
 {
     enum { BLOCK = 16 };
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, rows = back ? O : I, columns = back ? I : O;
-    const void *from_weight = fbp_at(t, from, op->weight);
-    void *to_weight = fbp_at(t, to, op->weight);
+    const place here = place_of(f, op, back ? f->turned : FBP_AS_IT_IS), there = place_of(f, op, back ? FBP_AS_IT_IS : f->turned);
+    const void *from_weight = fbp_at(t, from, here.at);
+    void *to_weight = fbp_at(t, to, there.at);
     ptrdiff_t begin, end;
     fbp_share(w, rows, BLOCK, &begin, &end);
     if (t->size == sizeof(float)) TRANSPOSE(float);
@@ -79,15 +93,14 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
 typedef struct {
     const fbp_frame *f;
     const fbp_slot *slot;
-    ptrdiff_t weight, columns;
+    ptrdiff_t weight, row;         /* its offset, the distance of its rows */
 } weight_update;
 
 static void update_block(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n, void *g, ptrdiff_t ldg)
 {
     const weight_update *u = context;
-    const fbp_kernels *t = u->f->program->table;
-    if (n == u->columns && n == ldg) n *= m, m = 1;   /* whole rows lie one behind the other */
-    for (ptrdiff_t at = u->weight + i * u->columns + j; m > 0; m--, at += u->columns, g = fbp_at(t, g, ldg)) fbp_update_range(t, u->f->update, u->slot, at, n, g);
+    if (n == u->row && n == ldg) n *= m, m = 1;   /* whole rows lie one behind the other */
+    fbp_update_rows(u->f->program->table, u->f->update, u->slot, u->weight + i * u->row + j, u->row, m, n, g, ldg);
 }
 
 /* BP3 and BP4: db and dw, and the update where this was their last contribution. */
@@ -96,18 +109,21 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     const void *dy = f->gradient[op->y];
-    const int updates = f->update && op->last_w, transposed = lies_transposed(f, op);
-    weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, op->weight, transposed ? O : I};
+    const int updates = f->update && op->last_w;
+    const place at = place_of(f, op, f->turned);
+    const int transposed = at.transposed;
+    weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, at.at, at.row};
     const fbp_matrix x = {f->value[op->x], I, 1}, d = {dy, O, 1}, left = transposed ? x : d;   /* dw = dyᵀ x, stored transposed: xᵀ dy */
     fbp_product dw = {
-        .m = transposed ? I : O, .n = u.columns, .k = f->rows,
+        .m = transposed ? I : O, .n = transposed ? O : I, .k = f->rows,
         .a = {left.p, left.col, left.row},
         .b = transposed ? d : x,
-        .c = fbp_at(t, f->grads, op->weight), .ldc = u.columns, .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1, .by_rows = 1,
+        .c = fbp_at(t, f->grads, op->weight), .ldc = transposed ? O : I, .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1,
+        .part = transposed ? FBP_BY_COLUMNS : FBP_BY_ROWS,   /* as in the forward pass, which meets a worker's outputs */
         .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
     };
     if (dw.passing && f->rows <= FBP_CHUNK && fbp_descends(f->update, u.slot, &dw.rate)) {   /* in registers, from one weight to the next */
-        dw.c = fbp_at(t, f->update->params, op->weight), dw.start = FBP_DESCEND, dw.not_finite = &f->update->not_finite;
+        dw.c = fbp_at(t, f->update->params, at.at), dw.ldc = at.row, dw.start = FBP_DESCEND, dw.not_finite = &f->update->not_finite;
         dw.done = NULL, dw.passing = 0;
     }
     fbp_gemm(t, w, &dw, scratch_of(f, w));

@@ -50,7 +50,7 @@ void fbp_accuracy_rows(const fbp_kernels *t, const fbp_worker *w, double thresho
 double fbp_chunk_total(const double *partial, ptrdiff_t B);
 
 /* Step `number` (from 1) of an optimizer: `range` updates parameters [i, i + n) of one slot, `flat` the worker's share of all n parameters.
- * With clipping the squares come first and a barrier stands between the two calls. `penalty_squares` leaves the penalty's partial sums, for
+ * `rows` m times n of them, `row` apart, with gradients ldg apart. With clipping the squares come first and a barrier stands between the two calls. `penalty_squares` leaves the penalty's partial sums, for
  * every worker's `penalty` after a barrier. `descends`: whether the step is p - rate * g and nothing else. */
 fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number, double batch_weight);
 void fbp_penalty_squares(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, ptrdiff_t n, const void *params, double *partial);
@@ -58,9 +58,10 @@ double fbp_penalty(const fbp_optimizer *o, double batch_weight, ptrdiff_t n, con
 const fbp_slot *fbp_slot_of(const fbp_optimizer *o, ptrdiff_t i);
 int fbp_descends(const fbp_step *s, const fbp_slot *slot, double *rate);
 void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n, void *g);
+void fbp_update_rows(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t row, ptrdiff_t m, ptrdiff_t n, void *g, ptrdiff_t ldg);
 void fbp_update_squares(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, const void *grads, double *partial);
 void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptrdiff_t n, const double *partial);
 
-enum { FBP_LOSS_CHUNK = 64, FBP_SQUARES_CHUNK = 16384 };   /* rows and elements whose partial sums are added up in order */
+enum { FBP_LOSS_CHUNK = 32, FBP_SQUARES_CHUNK = 16384 };   /* rows and elements whose partial sums are added up in order */
 
 #endif

@@ -77,16 +77,28 @@ int fbp_descends(const fbp_step *s, const fbp_slot *slot, double *rate)
     return s->optimizer->kind == FBP_SGD && !s->state1 && slot->rate != 0 && rule.decay == 0 && rule.shrink == 1;
 }
 
+static inline void update(const fbp_kernels *t, fbp_step *s, const fbp_rule *rule, ptrdiff_t i, ptrdiff_t n, void *g)
+{
+    void *p = fbp_at(t, s->params, i), *s1 = fbp_at(t, s->state1, i), *s2 = fbp_at(t, s->state2, i);
+    switch (s->optimizer->kind) {
+    case FBP_SGD: s->not_finite |= t->sgd(n, rule, g, p, s1); break;
+    case FBP_ADAM: s->not_finite |= t->adam(n, rule, g, p, s1, s2); break;
+    default: if (rule->decay != 0) t->affine(n, rule->decay, 0, p, 1, g);
+    }
+}
+
 void fbp_update_range(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t n, void *g)
 {
     if (slot->rate == 0) return;
     const fbp_rule rule = rule_of(s, slot);
-    void *p = fbp_at(t, s->params, i), *s1 = fbp_at(t, s->state1, i), *s2 = fbp_at(t, s->state2, i);
-    switch (s->optimizer->kind) {
-    case FBP_SGD: s->not_finite |= t->sgd(n, &rule, g, p, s1); break;
-    case FBP_ADAM: s->not_finite |= t->adam(n, &rule, g, p, s1, s2); break;
-    default: if (rule.decay != 0) t->affine(n, rule.decay, 0, p, 1, g);
-    }
+    update(t, s, &rule, i, n, g);
+}
+
+void fbp_update_rows(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, ptrdiff_t i, ptrdiff_t row, ptrdiff_t m, ptrdiff_t n, void *g, ptrdiff_t ldg)
+{
+    if (slot->rate == 0) return;
+    const fbp_rule rule = rule_of(s, slot);
+    for (; m > 0; m--, i += row, g = fbp_at(t, g, ldg)) update(t, s, &rule, i, n, g);
 }
 
 void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptrdiff_t n, const double *partial)

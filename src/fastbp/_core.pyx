@@ -76,7 +76,7 @@ cdef extern from "fastbp.h" nogil:
 
     ctypedef struct fbp_op:
         int kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns
-        ptrdiff_t weight, bias, sums
+        ptrdiff_t lines, weight, bias, sums
         int summed
         ptrdiff_t at, room
         double alpha, beta, dalpha, zalpha
@@ -94,7 +94,7 @@ cdef extern from "fastbp.h" nogil:
         int input, outputs
         const fbp_output *output
         int complete, statistics
-        ptrdiff_t capacity, arena
+        ptrdiff_t capacity, arena, extent
         size_t scratch
         double work_per_row
     ctypedef struct fbp_loss:
@@ -165,7 +165,9 @@ cdef extern from "fastbp.h" nogil:
         int status
 
     int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
+    int fbp_training_threads(const fbp_program *p, ptrdiff_t rows)
     size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows)
+    ptrdiff_t fbp_line_row(ptrdiff_t O)
     size_t fbp_frame_bytes(const fbp_program *p, int threads)
     fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
     void fbp_forward(fbp_frame *f, int threads)
@@ -521,7 +523,7 @@ cdef class Program:
     def __cinit__(self, dtype, values, operations, int input, outputs, bint complete, ptrdiff_t capacity,
                   ptrdiff_t arena, double work_per_row, ptrdiff_t parameters, dict nodes):
         cdef int i, n = len(values)
-        cdef ptrdiff_t width, most, most_bias, kept, X, Y, Z
+        cdef ptrdiff_t width, most, most_bias, kept, X, Y, Z, extent = (parameters + 15) // 16 * 16
         cdef bint fits, statistics = False
         self.turns = False
         self.type = type_of(dtype)
@@ -560,10 +562,15 @@ cdef class Program:
             else: fits = kind in (FBP_DENSE, FBP_EMBEDDING) or X == Y
             if not fits:
                 raise ValueError(f"operation {i} does not fit the widths of its values")
-            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, weight, bias, sums, summed, at, room, alpha, beta,
-                                dalpha, zalpha, stream, stage)
+            lines = weight   # already in whole lines
+            if turns:
+                self.turns = True
+                if weight % 16 or fbp_line_row(Y) != Y:
+                    lines = extent
+                    extent += X * fbp_line_row(Y)
+            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, lines, weight, bias, sums, summed, at,
+                                room, alpha, beta, dalpha, zalpha, stream, stage)
             statistics |= kind == FBP_BATCHNORM
-            self.turns |= turns
         self.output = <fbp_output *>allocate(len(outputs) * sizeof(fbp_output))
         for i, (v, act, alpha) in enumerate(outputs):
             if not 0 <= v < n:
@@ -572,7 +579,7 @@ cdef class Program:
         if not (0 <= input < n and outputs):
             raise ValueError("the program has no input or no output")
         self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, len(outputs), self.output, complete, statistics,
-                             capacity, arena, 0, work_per_row)
+                             capacity, arena, extent, 0, work_per_row)
         self.c.scratch = fbp_program_scratch(self.c.table, self.c.ops, self.op, self.value, capacity)
         self.inputs = self.value[input].width
         self.widths = tuple(self.value[self.output[i].value].width for i in range(len(outputs)))
@@ -849,10 +856,10 @@ cdef class Run:
         self.c.params = data(params, type, program.parameters, True) if program.parameters else NULL
         self.c.state1, self.c.state2 = maybe(state1, type, update.size, True), maybe(state2, type, update.size, True)
         update.check_state(self.c.state1, self.c.state2)
-        cdef size_t bytes = (1 + (state1 is not None) + (state2 is not None)) * program.parameters * (4 if type == FBP_F32 else 8)
+        cdef size_t width = (1 + (state1 is not None) + (state2 is not None)) * (4 if type == FBP_F32 else 8)
         # A sum over all parameters depends on how they lie; who asks for gradients wants them as they are.
-        if program.turns and bytes <= FBP_TURNED_BYTES and update.c.kind != FBP_GRADIENT and update.c.penalty == 0 and update.c.clip_norm == 0:
-            self.c.room = allocate(bytes)
+        if program.turns and program.parameters * width <= FBP_TURNED_BYTES and update.c.kind != FBP_GRADIENT and update.c.penalty == 0 and update.c.clip_norm == 0:
+            self.c.room = allocate(program.c.extent * width)
         self.c.n, self.c.batch_size = n, batch
         if program.sparse:
             self.rows, self.c.x = csr(x, type, program.inputs), NULL
@@ -862,7 +869,7 @@ cdef class Run:
         self.c.wants_accuracy = threshold is not None
         self.c.threshold = 0 if threshold is None else threshold
         self.c.steps, self.c.tolerant = steps, tolerant
-        self.team = fbp_program_threads(&program.c, min(batch, n), 3)
+        self.team = fbp_training_threads(&program.c, min(batch, n))
         self.c.partial = <double *>allocate(fbp_partials(batch, count, program.parameters, self.team) * sizeof(double))
         self.c.frame = &program.frame
         program.enter(self.team)
