@@ -178,7 +178,7 @@ void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const vo
 
 ptrdiff_t fbp_partials(ptrdiff_t rows, int outputs, ptrdiff_t parameters, int threads)
 {
-    const ptrdiff_t chunks = (rows + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK, squares = (parameters + FBP_SQUARES_CHUNK - 1) / FBP_SQUARES_CHUNK;
+    const ptrdiff_t chunks = fbp_loss_chunks(rows), squares = (parameters + FBP_SQUARES_CHUNK - 1) / FBP_SQUARES_CHUNK;
     return (outputs + 1) * chunks + squares + threads;
 }
 
@@ -235,7 +235,7 @@ static void lose(const fbp_run *r, const fbp_frame *f, const fbp_worker *w, cons
                       partial + k * chunks);
         if (q->weight == 1 && !q->outputs) continue;
         ptrdiff_t i, end;
-        fbp_share(w, f->rows, FBP_LOSS_CHUNK, &i, &end);
+        fbp_share(w, f->rows, fbp_loss_chunk(f->rows), &i, &end);
         if (q->weight != 1) p->table->scale((end - i) * O, q->weight, fbp_at(p->table, f->gradient[v], i * O));
         if (q->outputs) memcpy(fbp_at(p->table, q->outputs, (first + i) * O), fbp_at(p->table, f->value[v], i * O), (size_t)((end - i) * O) * p->table->size);
     }
@@ -251,7 +251,7 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     const fbp_program *p = r->frame->program;
     const fbp_kernels *t = p->table;
     const fbp_optimizer *o = r->optimizer;
-    const ptrdiff_t chunks = (r->batch_size + FBP_LOSS_CHUNK - 1) / FBP_LOSS_CHUNK;
+    const ptrdiff_t chunks = fbp_loss_chunks(r->batch_size);
     const ptrdiff_t parameters = parameters_of(o);
     /* Clipping needs all gradients first; few parameters are updated faster in one go, unless that takes one more barrier. */
     const int rides = p->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && (parameters > SMALL || r->threads > 1);

@@ -121,12 +121,14 @@ def test_a_weight_that_does_not_fill_its_tiles_equals_the_loop_bit_for_bit(build
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-@pytest.mark.parametrize("inputs", [1, 3, 17, 300])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_first_weight_that_lies_transposed_in_long_calls_equals_the_loop_bit_for_bit(build, no_grain, dtype, threads, inputs, optimizer):
-    """enough batches in one call for the weight and the optimizer's state to be turned, and on_batch_end, which sees every step, between two of them"""
-    x, y, _ = draw("MSELoss", n=100, inputs=inputs)
-    layers = [("Linear", inputs, 31), ("Tanh",), ("Linear", 31, 3)]
+@pytest.mark.parametrize("inputs, outputs, rows, batch_size", [(1, 31, 100, 3), (3, 17, 100, 3), (17, 16, 100, 3), (300, 31, 100, 3), (300, 40, 100, 3),
+                                                               (40, 31, 13_000, 530)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_first_weight_that_lies_transposed_in_long_calls_equals_the_loop_bit_for_bit(build, no_grain, dtype, threads, inputs, outputs, rows, batch_size, optimizer):
+    """enough batches in one call for the weight and the optimizer's state to be turned, its rows in whole cache lines for several threads, a batch in
+    one chunk or two; and on_batch_end, which sees every step, between two of them"""
+    x, y, _ = draw("MSELoss", n=rows, inputs=inputs)
+    layers = [("Linear", inputs, outputs), ("Tanh",), ("Linear", outputs, 3)]
     fitted, watched, looped = (build(layers, dtype=dtype) for _ in range(3))
 
     class Watch:
@@ -134,11 +136,27 @@ def test_a_first_weight_that_lies_transposed_in_long_calls_equals_the_loop_bit_f
             pass
 
     with fb.num_threads(threads):
-        fitted.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=3, shuffle=False)
-        watched.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=3, shuffle=False, callbacks=[Watch()])
-    run(loop(looped, x, y, fb.MSELoss(), make(fb, *optimizer), 2, 3))
+        fitted.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=batch_size, shuffle=False)
+        watched.fit(x, y, loss=fb.MSELoss(), optimizer=make(fb, *optimizer), epochs=2, batch_size=batch_size, shuffle=False, callbacks=[Watch()])
+    run(loop(looped, x, y, fb.MSELoss(), make(fb, *optimizer), 2, batch_size))
     assert_same_bits(fitted, looped)
     assert_same_bits(watched, looped)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_several_weights_turn_side_by_side(no_grain, dtype, threads):
+    """Two layers that read the input: bit for bit the loop"""
+    def build():
+        x = fb.Input(19)
+        left, right = fb.tanh(fb.Linear(19, 33)(x)), fb.tanh(fb.Linear(19, 18)(x))
+        return fb.Model(x, fb.Linear(51, 3)(fb.concat([left, right])), dtype=dtype, seed=1)
+
+    x, y, _ = draw("MSELoss", n=100, inputs=19)
+    fitted, looped = build(), build()
+    with fb.num_threads(threads):
+        fitted.fit(x, y, loss=fb.MSELoss(), optimizer=fb.Adam(0.01), epochs=2, batch_size=3, shuffle=False)
+    run(loop(looped, x, y, fb.MSELoss(), fb.Adam(0.01), 2, 3))
+    assert_same_bits(fitted, looped)
 
 
 def test_parameters_are_whole_while_another_thread_trains(build, dtype):

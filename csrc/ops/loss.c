@@ -1,4 +1,4 @@
-/* L = factor * sum over rows of w_i l_i. Partial sums by chunks of FBP_LOSS_CHUNK rows, added up in order: the same bits for
+/* L = factor * sum over rows of w_i l_i. Partial sums by chunks of rows, added up in order: the same bits for
  * any number of workers. */
 #include "ops.h"
 
@@ -18,14 +18,15 @@ static fbp_target target_at(const fbp_kernels *t, fbp_target target, ptrdiff_t i
 void fbp_loss_rows(const fbp_kernels *t, const fbp_worker *w, const fbp_loss *loss, double factor, ptrdiff_t B, ptrdiff_t O, const void *p,
                    fbp_target target, void *dp, double *partial)
 {
+    const ptrdiff_t chunk = fbp_loss_chunk(B);
     ptrdiff_t i, end;
-    fbp_share(w, B, FBP_LOSS_CHUNK, &i, &end);
-    for (; i < end; i += FBP_LOSS_CHUNK) {
-        const ptrdiff_t rows = end - i < FBP_LOSS_CHUNK ? end - i : FBP_LOSS_CHUNK;
+    fbp_share(w, B, chunk, &i, &end);
+    for (; i < end; i += chunk) {
+        const ptrdiff_t rows = end - i < chunk ? end - i : chunk;
         const fbp_target here = target_at(t, target, i, O);
         const void *pi = fbp_at(t, p, i * O);
         void *di = fbp_at(t, dp, i * O);
-        partial[i / FBP_LOSS_CHUNK] = loss->reported * factor * (loss->kind == FBP_CROSS_ENTROPY
+        partial[i / chunk] = loss->reported * factor * (loss->kind == FBP_CROSS_ENTROPY
             ? t->cross_entropy(rows, O, pi, here.t, here.label, here.w, loss->param, loss->limit, factor, di)
             : t->loss(loss->kind, rows, O, pi, here.t, here.w, loss->param, loss->limit, factor, di));
     }
@@ -34,18 +35,19 @@ void fbp_loss_rows(const fbp_kernels *t, const fbp_worker *w, const fbp_loss *lo
 void fbp_accuracy_rows(const fbp_kernels *t, const fbp_worker *w, double threshold, ptrdiff_t B, ptrdiff_t O, const void *p,
                        fbp_target target, double *partial)
 {
+    const ptrdiff_t chunk = fbp_loss_chunk(B);
     ptrdiff_t i, end;
-    fbp_share(w, B, FBP_LOSS_CHUNK, &i, &end);
-    for (; i < end; i += FBP_LOSS_CHUNK) {
+    fbp_share(w, B, chunk, &i, &end);
+    for (; i < end; i += chunk) {
         const fbp_target here = target_at(t, target, i, O);
-        const ptrdiff_t rows = end - i < FBP_LOSS_CHUNK ? end - i : FBP_LOSS_CHUNK;
-        partial[i / FBP_LOSS_CHUNK] = t->accuracy(rows, O, fbp_at(t, p, i * O), here.t, here.label, threshold);
+        const ptrdiff_t rows = end - i < chunk ? end - i : chunk;
+        partial[i / chunk] = t->accuracy(rows, O, fbp_at(t, p, i * O), here.t, here.label, threshold);
     }
 }
 
 double fbp_chunk_total(const double *partial, ptrdiff_t B)
 {
     double total = 0;
-    for (ptrdiff_t i = 0; i < B; i += FBP_LOSS_CHUNK) total += partial[i / FBP_LOSS_CHUNK];
+    for (ptrdiff_t i = 0; i < fbp_loss_chunks(B); i++) total += partial[i];
     return total;
 }

@@ -62,6 +62,9 @@ void fbp_update_rows(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, pt
 void fbp_update_squares(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, const void *grads, double *partial);
 void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptrdiff_t n, const double *partial);
 
-enum { FBP_LOSS_CHUNK = 32, FBP_SQUARES_CHUNK = 16384 };   /* rows and elements whose partial sums are added up in order */
+enum { FBP_SQUARES_CHUNK = 16384 };   /* elements whose partial sums are added up in order; */
+
+static inline ptrdiff_t fbp_loss_chunk(ptrdiff_t B) { return B > 64 ? 64 : 32; }   /* and rows, */
+static inline ptrdiff_t fbp_loss_chunks(ptrdiff_t B) { return (B + fbp_loss_chunk(B) - 1) / fbp_loss_chunk(B); }   /* so many: no more for a smaller batch */
 
 #endif
