@@ -21,6 +21,13 @@ static loss_bounds bounds_of(double limit) { return (loss_bounds){limit < INFINI
 
 static ALWAYS_INLINE double bounded(double l, loss_bounds b) { return l < b.low ? b.low : l > b.high ? b.high : l; }   /* NaN stays */
 
+static ALWAYS_INLINE vdouble v_bounded(vdouble l, loss_bounds b)
+{
+    const vdouble low = (vdouble){0} + b.low, high = (vdouble){0} + b.high;
+    const vlong below = l < low, above = l > high;
+    return (vdouble)((below & (vlong)low) | (above & (vlong)high) | (~(below | above) & (vlong)l));
+}
+
 static ALWAYS_INLINE loss_pair loss_at(const int kind, vreal p, vreal t, real param, loss_bounds bounds)
 {
     const vreal d = p - t, one = v_set(1);
@@ -147,12 +154,30 @@ static double cross_entropy_rows(ptrdiff_t B, ptrdiff_t n, const real *s, const 
     return total;
 }
 
+/* In every lane the label of its row; -1 where there is none. */
+static ALWAYS_INLINE vreal label_lanes(ptrdiff_t r, const int64_t *label)
+{
+    int64_t some[VL];
+    vdouble lanes[DOUBLES];
+    if (r < VL) {
+        for (ptrdiff_t l = 0; l < VL; l++) some[l] = l < r ? label[l] : -1;
+        label = some;
+    }
+    EACH_DOUBLE {
+        vlong half;
+        memcpy(&half, label + h * (VL / DOUBLES), sizeof half);
+        lanes[h] = __builtin_convertvector(half, vdouble);
+    }
+    return v_narrow(lanes);
+}
+
 /* r <= VL short rows side by side, one in each lane. The largest terms of a sum are 1: the rest is added up alone, and the logarithm
  * taken as log(1 + rest). Returns the total with these rows added, one after the other. */
 static ALWAYS_INLINE double cross_entropy_lanes(double total, ptrdiff_t r, ptrdiff_t n, const real *s, const soft_targets *q, ptrdiff_t row, real *ds)
 {
-    vreal x[SHORT], e[SHORT], t[SHORT], weight_row[1] = {v_set(1)}, largest = {0};
-    vdouble rest = {0}, linear = {0}, mass = {0};
+    vreal x[SHORT], e[SHORT], t[SHORT], weight_row[1] = {v_set(1)}, largest = {0}, right = {0}, label = {0};
+    vdouble rest[DOUBLES] = {0}, linear[DOUBLES] = {0}, mass[DOUBLES] = {0}, slope[DOUBLES], even[DOUBLES], kept[DOUBLES];
+    double part[VL];
     const vreal max = load_lanes(r, n, s, x);
     if (q->t) load_lanes(r, n, q->t + row * n, t);
     if (q->w) load_lanes(r, 1, q->w + row, weight_row);
@@ -160,35 +185,44 @@ static ALWAYS_INLINE double cross_entropy_lanes(double total, ptrdiff_t r, ptrdi
         const vreal d = x[j] - max;
         e[j] = v_exp(d);
         largest += v_keep(d == 0, v_set(1));
-        rest += v_widen(v_drop(d == 0, e[j]));
+        EACH_DOUBLE rest[h] += v_widen(v_drop(d == 0, e[j]), h);
     }
-    rest += v_widen(largest) - 1;
+    EACH_DOUBLE rest[h] += v_widen(largest, h) - 1;
     if (q->t) {
         for (ptrdiff_t j = 0; j < n; j++) {
-            mass += v_widen(t[j]);
-            linear += v_widen(t[j]) * v_widen(v_drop(t[j] == 0, x[j] - max));   /* 0 * -inf is 0 here */
+            const vreal d = v_drop(t[j] == 0, x[j] - max);   /* 0 * -inf is 0 here */
+            EACH_DOUBLE mass[h] += v_widen(t[j], h), linear[h] += v_widen(t[j], h) * v_widen(d, h);
         }
     } else {
-        for (ptrdiff_t l = 0; l < r; l++) linear[l] = (double)(s[l * n + q->label[row + l]] - max[l]);
-        mass += 1;
+        label = label_lanes(r, q->label + row);
+        for (ptrdiff_t j = 0; j < n; j++) right += v_keep(label == v_set((real)j), x[j] - max);
+        EACH_DOUBLE linear[h] = v_widen(right, h), mass[h] += 1;
     }
-    linear *= q->kept, mass *= q->kept;
+    EACH_DOUBLE linear[h] *= q->kept, mass[h] *= q->kept;
     if (q->even > 0) {
-        vdouble all = {0};
-        for (ptrdiff_t j = 0; j < n; j++) all += v_widen(x[j] - max);
-        linear += q->even * all, mass += q->even * (double)n;
+        vdouble all[DOUBLES] = {0};
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const vreal d = x[j] - max;
+            EACH_DOUBLE all[h] += v_widen(d, h);
+        }
+        EACH_DOUBLE linear[h] += q->even * all[h], mass[h] += q->even * (double)n;
     }
-    const vdouble value = mass * v_widen(v_log1p(v_narrow(rest))) - linear, weight = v_widen(weight_row[0]);
-    for (ptrdiff_t l = 0; l < r; l++) if (weight[l] != 0) total += weight[l] * bounded(value[l], q->bounds);
+    const vreal log_sum = v_log1p(v_narrow(rest));
+    EACH_DOUBLE {
+        const vdouble value = mass[h] * v_widen(log_sum, h) - linear[h], weight = v_widen(weight_row[0], h);
+        const vdouble counts = (vdouble)((weight != 0) & (vlong)(weight * v_bounded(value, q->bounds)));
+        memcpy(part + h * (VL / DOUBLES), &counts, sizeof counts);
+        const vdouble f = weight * q->factor;
+        slope[h] = f * mass[h] / (1 + rest[h]), even[h] = f * q->even, kept[h] = f * q->kept;
+    }
+    for (ptrdiff_t l = 0; l < r; l++) total += part[l];
     if (!ds) return total;
-    const vdouble f = weight * q->factor;
-    const vreal g = v_narrow(f * mass / (1 + rest)), shift = v_narrow(f * q->even), pull = v_narrow(f * q->kept);
+    const vreal g = v_narrow(slope), shift = v_narrow(even), pull = v_narrow(kept);
     for (ptrdiff_t j = 0; j < n; j++) {
         e[j] = g * e[j] - shift;
-        if (q->t) e[j] -= pull * t[j];
+        e[j] -= q->t ? pull * t[j] : v_keep(label == v_set((real)j), pull);
     }
     store_lanes(r, n, e, ds);
-    if (q->label) for (ptrdiff_t l = 0; l < r; l++) ds[l * n + q->label[row + l]] -= pull[l];
     return total;
 }
 

@@ -343,6 +343,13 @@ static ALWAYS_INLINE vdouble v_turned(vdouble x, int quarters)
     return (vdouble)(turned ^ ((quarter & 2) << 62));
 }
 
+static ALWAYS_INLINE vreal v_sine(vreal x, int quarters)
+{
+    vdouble y[DOUBLES];
+    EACH_DOUBLE y[h] = v_turned(v_widen(x, h), quarters);
+    return v_narrow(y);
+}
+
 /* Whether some lane is beyond the reach of v_turned. */
 static ALWAYS_INLINE int v_far(vreal x)
 {
@@ -355,7 +362,7 @@ static ALWAYS_INLINE int v_far(vreal x)
 /* 0.51 (0.78) ULP; not monotone. */
 static ALWAYS_INLINE vreal v_sin(vreal x)
 {
-    const vreal y = v_select(x == 0, x, v_narrow(v_turned(v_widen(x), 0)));   /* sin -0 = -0 */
+    const vreal y = v_select(x == 0, x, v_sine(x, 0));   /* sin -0 = -0 */
     if (__builtin_expect(!v_far(x), 1)) return y;
     vreal exact = y;
     for (ptrdiff_t i = 0; i < VL; i++) if (!(fabs((double)x[i]) <= turns * 1.57)) exact[i] = (real)sin((double)x[i]);
@@ -364,7 +371,7 @@ static ALWAYS_INLINE vreal v_sin(vreal x)
 
 static ALWAYS_INLINE vreal v_cos(vreal x)
 {
-    const vreal y = v_narrow(v_turned(v_widen(x), 1));
+    const vreal y = v_sine(x, 1);
     if (__builtin_expect(!v_far(x), 1)) return y;
     vreal exact = y;
     for (ptrdiff_t i = 0; i < VL; i++) if (!(fabs((double)x[i]) <= turns * 1.57)) exact[i] = (real)cos((double)x[i]);

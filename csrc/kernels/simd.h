@@ -327,13 +327,47 @@ static ALWAYS_INLINE vpatch v_fma_patch(real a, vpatch b, vpatch c) { return (vp
 static ALWAYS_INLINE vpatch v_fma_patch(real a, vpatch b, vpatch c) { return v_fma(v_set(a), b, c); }
 #endif
 
-/* ---- one double per lane -------------------------------------------------------------------------------------------- */
+/* ---- one double per lane: DOUBLES vectors of them, never one of twice the width, which the compiler would keep on the stack ---------- */
 
-typedef double vdouble __attribute__((vector_size(VBYTES / sizeof(real) * sizeof(double))));
-typedef int64_t vlong __attribute__((vector_size(VBYTES / sizeof(real) * sizeof(double))));
+typedef double vdouble __attribute__((vector_size(VBYTES)));
+typedef int64_t vlong __attribute__((vector_size(VBYTES)));
+enum { DOUBLES = sizeof(double) / sizeof(real) };
+#define EACH_DOUBLE _Pragma("GCC unroll 2") for (int h = 0; h < DOUBLES; h++)
 
-static ALWAYS_INLINE vdouble v_widen(vreal v) { return __builtin_convertvector(v, vdouble); }
-static ALWAYS_INLINE vreal v_narrow(vdouble v) { return __builtin_convertvector(v, vreal); }
+#ifdef FBP_DOUBLE
+static ALWAYS_INLINE vdouble v_widen(vreal v, int h) { (void)h; return v; }
+static ALWAYS_INLINE vreal v_narrow(const vdouble *v) { return v[0]; }
+#else
+typedef real vlanes __attribute__((vector_size(VBYTES / 2)));
+#if VBYTES == 64
+#define FIRST_LANES 0, 1, 2, 3, 4, 5, 6, 7
+#define OTHER_LANES 8, 9, 10, 11, 12, 13, 14, 15
+#elif VBYTES == 32
+#define FIRST_LANES 0, 1, 2, 3
+#define OTHER_LANES 4, 5, 6, 7
+#else
+#define FIRST_LANES 0, 1
+#define OTHER_LANES 2, 3
+#endif
+#if VBYTES == 64 && defined(__AVX512F__)   /* which the compiler would do in quarters */
+static ALWAYS_INLINE vdouble v_converted(vlanes v) { return (vdouble)_mm512_cvtps_pd((__m256)v); }
+static ALWAYS_INLINE vlanes v_rounded(vdouble v) { return (vlanes)_mm512_cvtpd_ps((__m512d)v); }
+#else
+static ALWAYS_INLINE vdouble v_converted(vlanes v) { return __builtin_convertvector(v, vdouble); }
+static ALWAYS_INLINE vlanes v_rounded(vdouble v) { return __builtin_convertvector(v, vlanes); }
+#endif
+
+static ALWAYS_INLINE vdouble v_widen(vreal v, int h)
+{
+    const vlanes lanes = h ? __builtin_shufflevector(v, v, OTHER_LANES) : __builtin_shufflevector(v, v, FIRST_LANES);
+    return v_converted(lanes);
+}
+
+static ALWAYS_INLINE vreal v_narrow(const vdouble *v)
+{
+    return __builtin_shufflevector(v_rounded(v[0]), v_rounded(v[1]), FIRST_LANES, OTHER_LANES);
+}
+#endif
 
 /* ---- reductions: always over LANES accumulators in one fixed tree, whatever the vector width ----------------------- */
 
