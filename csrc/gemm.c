@@ -186,8 +186,8 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                 if (copies_a && k >= WORTH_COPYING) copy_a(t, &block, a_copy);
                 fbp_epilogue e;
                 if (q->epilogue && p + k >= q->k) {
-                    e = epilogue_at(t, q, i, j);
-                    block.epilogue = &e;
+                    block.epilogue = q->epilogue;
+                    if (i | j) e = epilogue_at(t, q, i, j), block.epilogue = &e;
                 }
                 void *const c = block.c;
                 if (whole) t->block(&block);
@@ -195,7 +195,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     block.n = n - whole;
                     block.b = b_panels, block.b_row = t->nr, block.b_panel = t->nr * k;
                     block.c = fbp_at(t, block.c, whole);
-                    if (block.epilogue) e.bias = fbp_at(t, e.bias, whole), e.y = fbp_at(t, e.y, whole), e.sums = fbp_at(t, e.sums, whole);
+                    if (block.epilogue) e = epilogue_at(t, q, i, j + whole), block.epilogue = &e;
                     t->block(&block);
                 }
                 if (q->done && p + k >= q->k) q->done(q->context, i, block.m, j, n, c, block.ldc);
