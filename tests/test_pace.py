@@ -1,9 +1,11 @@
-"""The choice between a team and one thread, on an imaginary machine whose clock advances by what is run on it."""
+"""The choice between a team and one thread, on an imaginary machine whose clock advances by what is run on it; and how large a team is."""
 import math
 import random
 
+import numpy as np
 import pytest
 
+import fastbp as fb
 from fastbp.pace import Pace
 
 SLICE = 0.025
@@ -120,3 +122,15 @@ def test_a_trial_is_as_short_as_the_caller_wants():
     for _ in range(10_000):
         assert pace.turn(1e-4)[1] <= 1e-4
         pace.ran(machine.run(1, 1e-4))
+
+
+def test_a_team_grows_with_the_work_of_a_step():
+    """One thread for the smallest steps, two from a few microseconds on, as many as are allowed for large ones"""
+    teams = []
+    for width, batch in ((4, 16), (64, 32), (300, 64), (800, 128)):
+        model = fb.Sequential(fb.Linear(width, 32), fb.ReLU(), fb.Linear(32, 10), seed=0)
+        with fb.num_threads(6):
+            model.fit(np.zeros((batch, width)), np.zeros(batch, int), loss=fb.CrossEntropyLoss(), optimizer=fb.SGD(0.1), batch_size=batch)
+        teams.append(max(model.workspace._choices))
+    assert teams == sorted(teams)
+    assert (teams[0], teams[1], teams[-1]) == (1, 2, 6)
