@@ -211,11 +211,12 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
  * longer than some hundred multiply-adds, so it had better be the same worker that meets an element of C from product to product. */
 static void choose_grid(const fbp_kernels *t, const fbp_product *q, int parts, int *grid_rows)
 {
+    const int wanted = q->part == FBP_BY_ROWS ? parts : q->part == FBP_BY_COLUMNS ? 1 : 0;
     double least = 0;
     for (int rows = 1; rows <= parts; rows++) {
         if (parts % rows) continue;
         const double m = (double)ceil_to((q->m + rows - 1) / rows, t->mr / 2), n = (double)ceil_to((q->n + parts / rows - 1) / (parts / rows), t->nr / 2);
-        const double time = (m * n / 16 + n + m / 2) * (rows == (q->part == FBP_BY_ROWS ? parts : q->part == FBP_BY_COLUMNS) ? 0.8 : 1);
+        const double time = (m * n / 16 + n + m / 2) * (rows == wanted ? 0.8 : 1);
         if (least == 0 || time < least) least = time, *grid_rows = rows;
     }
 }

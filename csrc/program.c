@@ -243,18 +243,25 @@ static void lose(const fbp_run *r, const fbp_frame *f, const fbp_worker *w, cons
 
 static ptrdiff_t parameters_of(const fbp_optimizer *o) { return o->slots ? o->slot[o->slots - 1].offset + o->slot[o->slots - 1].size : 0; }
 
+/* Whether updates ride on the gradients. Clipping needs all of them first; few parameters are updated faster in one go, unless that takes one
+ * more barrier. */
+static int updates_ride(const fbp_run *r)
+{
+    enum { SMALL = 8192 };
+    const fbp_optimizer *o = r->optimizer;
+    return r->frame->program->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && (parameters_of(o) > SMALL || r->threads > 1);
+}
+
 /* Whole steps until the time is up, the epoch ends, or a number stops being finite. All workers run this side by side, each
  * with its own frame; they take every decision from the same numbers. Worker 0 alone writes to the run. */
 static void train_steps(fbp_run *r, const fbp_worker *w)
 {
-    enum { SMALL = 8192 };
     const fbp_program *p = r->frame->program;
     const fbp_kernels *t = p->table;
     const fbp_optimizer *o = r->optimizer;
     const ptrdiff_t chunks = fbp_loss_chunks(r->batch_size);
     const ptrdiff_t parameters = parameters_of(o);
-    /* Clipping needs all gradients first; few parameters are updated faster in one go, unless that takes one more barrier. */
-    const int rides = p->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && (parameters > SMALL || r->threads > 1);
+    const int rides = updates_ride(r);
     double *losses = r->partial, *hits = losses + p->outputs * chunks, *broken = hits + chunks, *squares = broken + w->parts;
     void *value[p->values];   /* this worker's pointers: the input's changes with the batch */
     fbp_target target[p->outputs];
@@ -412,7 +419,7 @@ void fbp_train(fbp_run *r)
     fbp_run_team(r->threads, FBP_SUBNORMALS_FLUSHED, train, &q);
     r->frame->params = r->params = q.home[0], r->state1 = q.home[1], r->state2 = q.home[2];
     r->frame->turned = 0;
-    r->cleared = 1;
+    r->cleared = updates_ride(r);
     r->frame->step += (uint64_t)r->steps - before;
 }
 

@@ -2,6 +2,7 @@
 import contextlib
 import copy
 import gc
+import itertools
 import pickle
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from sklearn.utils.estimator_checks import (
 from sklearn.utils.parallel import Parallel, delayed
 
 import fastbp as fb
+from fastbp.pace import Pace
 from fastbp.sklearn import MLPClassifier, MLPRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -187,6 +189,23 @@ def test_sparse_training_gives_the_same_bits_for_any_number_of_threads(no_grain,
     one, two = (MLPClassifier(max_iter=3, random_state=0, num_threads=threads, batch_size=50).fit(x, y) for threads in (1, 2))
     assert one.loss_curve_ == two.loss_curve_
     for a, b in zip(one.coefs_, two.coefs_, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("hidden", [5, 40])
+@pytest.mark.parametrize("thin", [True, False])
+def test_a_fit_that_changes_its_number_of_threads_gives_the_same_bits(no_grain, rng, monkeypatch, thin, hidden):
+    """Few parameters, updated after the gradients by one thread and with them by two, and many; a call per epoch, with early stopping"""
+    x = sparse.random_array((300, 500), density=0.02, format="csr", rng=rng)
+    options = dict(max_iter=7, random_state=0, hidden_layer_sizes=(hidden,), batch_size=10, early_stopping=True)
+    data, y = x if thin else x.toarray(), np.arange(300) % 3
+    one = MLPClassifier(num_threads=1, **options).fit(data, y)
+    turns = itertools.cycle([2, 1, 1, 2])
+    monkeypatch.setattr(Pace, "turn", lambda self, seconds: (next(turns), seconds))
+    monkeypatch.setattr(Pace, "ran", lambda self, steps: None)
+    several = MLPClassifier(num_threads=2, **options).fit(data, y)
+    assert one.loss_curve_ == several.loss_curve_
+    for a, b in zip(one.coefs_, several.coefs_, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
