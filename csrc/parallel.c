@@ -142,7 +142,8 @@ static int at_most(double threads)
 
 int fbp_threads_for(double work) { return at_most(grain > 1 ? work / grain : 1e9); }
 
-/* A step takes work / threads and, for barriers and what passes from core to core, some time per thread: least at their geometric mean. */
+/* A step takes work / threads, and for barriers and what passes from core to core as long as a thirtieth of a grain per thread: together least
+ * at the square root of their quotient. */
 int fbp_threads_for_steps(double work)
 {
     const double by_work = work / grain, by_waiting = sqrt(30 * by_work);
