@@ -211,7 +211,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
  * longer than some hundred multiply-adds, so it had better be the same worker that meets an element of C from product to product. */
 static void choose_grid(const fbp_kernels *t, const fbp_product *q, int parts, int *grid_rows)
 {
-    const int wanted = q->part == FBP_BY_ROWS ? parts : q->part == FBP_BY_COLUMNS ? 1 : 0;
+    const int wanted = q->division == FBP_BY_ROWS ? parts : q->division == FBP_BY_COLUMNS ? 1 : 0;
     double least = 0;
     for (int rows = 1; rows <= parts; rows++) {
         if (parts % rows) continue;

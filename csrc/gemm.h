@@ -11,7 +11,8 @@ typedef struct {
     ptrdiff_t row, col;
 } fbp_matrix;
 
-enum fbp_part { FBP_ANYHOW, FBP_BY_ROWS, FBP_BY_COLUMNS };
+/* How C is rather divided among the threads: so that each meets again what it has read or written before. */
+enum fbp_division { FBP_ANYHOW, FBP_BY_ROWS, FBP_BY_COLUMNS };
 
 typedef struct {
     ptrdiff_t m, n, k;
@@ -22,7 +23,7 @@ typedef struct {
     double rate;                   /* of FBP_DESCEND, */
     int *not_finite;               /* and whether a new C is not finite */
     int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
-    int part;                      /* how it is rather divided among the threads: as what lies in C was, or will be, read or written by each */
+    enum fbp_division division;
     const fbp_epilogue *epilogue;  /* or NULL; sums only for a worker that is alone */
     /* NULL, or called for rows [i, i + m) and columns [j, j + n) of C once they are finished, while they are in the cache: at c, rows ldc apart. */
     void (*done)(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n, void *c, ptrdiff_t ldc);

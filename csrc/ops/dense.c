@@ -119,7 +119,7 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
         .a = {left.p, left.col, left.row},
         .b = transposed ? d : x,
         .c = fbp_at(t, f->grads, op->weight), .ldc = transposed ? O : I, .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1,
-        .part = transposed ? FBP_BY_COLUMNS : FBP_BY_ROWS,   /* as in the forward pass, which meets a worker's outputs */
+        .division = transposed ? FBP_BY_COLUMNS : FBP_BY_ROWS,   /* as in the forward pass, which meets a worker's outputs */
         .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
     };
     if (dw.passing && f->rows <= FBP_CHUNK && fbp_descends(f->update, u.slot, &dw.rate)) {   /* in registers, from one weight to the next */

@@ -50,8 +50,8 @@ void fbp_accuracy_rows(const fbp_kernels *t, const fbp_worker *w, double thresho
 double fbp_chunk_total(const double *partial, ptrdiff_t B);
 
 /* Step `number` (from 1) of an optimizer: `range` updates parameters [i, i + n) of one slot, `flat` the worker's share of all n parameters.
- * `rows` m times n of them, `row` apart, with gradients ldg apart. With clipping the squares come first and a barrier stands between the two calls. `penalty_squares` leaves the penalty's partial sums, for
- * every worker's `penalty` after a barrier. `descends`: whether the step is p - rate * g and nothing else. */
+ * `rows`: m times n of them, `row` apart, with gradients ldg apart. With clipping the squares come first and a barrier stands between the two
+ * calls. `penalty_squares` leaves the penalty's partial sums, for every worker's `penalty` after a barrier. `descends`: whether the step is p - rate * g and nothing else. */
 fbp_step fbp_step_begin(const fbp_optimizer *o, double lr, int64_t number, double batch_weight);
 void fbp_penalty_squares(const fbp_kernels *t, const fbp_worker *w, const fbp_optimizer *o, ptrdiff_t n, const void *params, double *partial);
 double fbp_penalty(const fbp_optimizer *o, double batch_weight, ptrdiff_t n, const double *partial);
@@ -62,9 +62,9 @@ void fbp_update_rows(const fbp_kernels *t, fbp_step *s, const fbp_slot *slot, pt
 void fbp_update_squares(const fbp_kernels *t, const fbp_worker *w, ptrdiff_t n, const void *grads, double *partial);
 void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptrdiff_t n, const double *partial);
 
-enum { FBP_SQUARES_CHUNK = 16384 };   /* elements whose partial sums are added up in order; */
-
-static inline ptrdiff_t fbp_loss_chunk(ptrdiff_t B) { return B > 64 ? 64 : 32; }   /* and rows, */
-static inline ptrdiff_t fbp_loss_chunks(ptrdiff_t B) { return (B + fbp_loss_chunk(B) - 1) / fbp_loss_chunk(B); }   /* so many: no more for a smaller batch */
+/* Elements, and rows of a batch, whose partial sums are added up in order. A smaller batch has no more chunks of rows. */
+enum { FBP_SQUARES_CHUNK = 16384 };
+static inline ptrdiff_t fbp_loss_chunk(ptrdiff_t B) { return B > 64 ? 64 : 32; }
+static inline ptrdiff_t fbp_loss_chunks(ptrdiff_t B) { return (B + fbp_loss_chunk(B) - 1) / fbp_loss_chunk(B); }
 
 #endif

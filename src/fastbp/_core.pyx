@@ -562,7 +562,7 @@ cdef class Program:
             else: fits = kind in (FBP_DENSE, FBP_EMBEDDING) or X == Y
             if not fits:
                 raise ValueError(f"operation {i} does not fit the widths of its values")
-            lines = weight   # already in whole lines
+            lines = weight   # where its rows, turned, take whole lines already
             if turns:
                 self.turns = True
                 if weight % 16 or fbp_line_row(Y) != Y:
