@@ -84,19 +84,12 @@ size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_
     return scratch_b(t, n, k) + scratch_a(t, m, k) + PASSING * t->size;
 }
 
-/* The block of A to `to`: rows as rows, columns in panels. */
+/* The block of A to `to`, in panels. */
 static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
 {
-    if (block->a_col == 1) {
-        const ptrdiff_t stride = block_stride(t, block->k);
-        for (ptrdiff_t i = 0; i < block->m; i++)
-            memcpy(fbp_at(t, to, i * stride), fbp_at(t, block->a, i * block->a_row), (size_t)block->k * t->size);
-        block->a_row = stride, block->a_panel = t->mr * stride;
-    } else {
-        const ptrdiff_t panel = a_panel(t, block->k);
-        t->pack_a(block->k, block->m, block->a, block->a_col, to, panel);
-        block->a_row = 1, block->a_col = t->mr, block->a_panel = panel;
-    }
+    const ptrdiff_t panel = a_panel(t, block->k);
+    t->pack_a(block->k, block->m, block->a, block->a_row, block->a_col, to, panel);
+    block->a_row = 1, block->a_col = t->mr, block->a_panel = panel;
     block->a = to;
 }
 

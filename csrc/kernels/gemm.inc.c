@@ -5,12 +5,12 @@
  * what is computed beside it. */
 
 /* The register tile: MR x NV vectors of accumulators, NV vectors of B and one broadcast of A must fit the registers. */
-#if VBYTES == 64
+#if VBYTES == 64 || defined(__aarch64__)
 enum { MR = 12, NV = 2 };
-#elif defined(__aarch64__)
-enum { MR = 12, NV = 2 };
+#define EACH_MR(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 #else
 enum { MR = 6, NV = 2 };
+#define EACH_MR(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #endif
 #define NR (NV * (int)VL)
 
@@ -55,10 +55,12 @@ static ALWAYS_INLINE vpatch one_of_each(const real *const *column, ptrdiff_t p)
     return v;
 }
 
-static void transpose_panels(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
+/* Patches of a panel from the last to the first: what the last one writes too much belongs to the next row. */
+static ALWAYS_INLINE void transpose_panels(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
 {
-    for (ptrdiff_t j0 = 0; j0 < n; j0 += NR, dst += panel)
-        for (ptrdiff_t j = 0; j < NR && j0 + j < n; j += PATCH) {
+    for (ptrdiff_t j0 = 0; j0 < n; j0 += width, dst += panel)
+        for (ptrdiff_t j = (width - 1) / PATCH * PATCH; j >= 0; j -= PATCH) {
+            if (j0 + j >= n) continue;
             const real *column[PATCH];
             vpatch t[PIECE];
             find_columns(src, col, n, j0 + j, column);
@@ -66,26 +68,32 @@ static void transpose_panels(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_
             ptrdiff_t p = 0;
             for (; p + PIECE <= k; p += PIECE) {
                 v_transpose(column, p, t);
-                _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++, to += NR) v_put_patch(to, t[i]);
+                _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++, to += width) v_put_patch(to, t[i]);
             }
-            for (; p < k; p++, to += NR) v_put_patch(to, one_of_each(column, p));
+            for (; p < k; p++, to += width) v_put_patch(to, one_of_each(column, p));
         }
 }
 
-static void pack_a(ptrdiff_t k, ptrdiff_t m, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
+static ALWAYS_INLINE void pack(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst, ptrdiff_t panel)
 {
-    copy_panels(MR, k, m, src, col, dst, panel);
+    assert(row == 1 || col == 1);
+    if (col == 1) copy_panels(width, k, n, src, row, dst, panel);
+    else transpose_panels(width, k, n, src, col, dst, panel);
+}
+
+static void pack_a(ptrdiff_t k, ptrdiff_t m, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst, ptrdiff_t panel)
+{
+    pack(MR, k, m, src, col, row, dst, panel);
 }
 
 static void pack_b(ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst, ptrdiff_t panel)
 {
-    assert(row == 1 || col == 1);
-    if (col == 1) copy_panels(NR, k, n, src, row, dst, panel);
-    else transpose_panels(k, n, src, col, dst, panel);
+    pack(NR, k, n, src, row, col, dst, panel);
 }
 
 enum { THIN = 4 };    /* rows: a tile of fewer waits for its own sums, so the one before it shares its rows */
-enum { NEAR = 32 };   /* steps of k before the end of a tile when the next one's C is fetched */
+enum { NEAR = 32 };   /* terms before the end of a tile when the next one's C is fetched */
+enum { STEPS = 4 };   /* terms at a time: what moves pointers takes the place of multiplications */
 
 /* The last terms of a tile go row by row, so that there is arithmetic between the stores: of 64 bytes, the processor takes one while it
  * multiplies three times. Other registers are too few for more than one term. */
@@ -104,12 +112,13 @@ static int what_it_does(const fbp_block *q)
 
 enum { WHOLE, RAGGED, HALF };   /* what exists of a tile's last vector: all, a part, at most half of it */
 
-/* One tile of `mr` rows and `nv` vectors, the last of them `ragged` as above: compile-time constants where this is inlined. nr: columns that
- * exist. Half a vector goes through instructions of half the width, which some processors run twice as often. */
-static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, const fbp_block *q, const int does, const real *a, const real *b, real *c,
-                               ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0)
+/* One tile of `mr` rows and `nv` vectors, the last of them `ragged` as above, of an A by rows (a_col 1) or by columns (a_row 1): compile-time
+ * constants where this is inlined. nr: columns that exist. Half a vector goes through instructions of half the width, which some processors run
+ * twice as often. */
+static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, const int upright, const fbp_block *q, const int does, const real *a,
+                               const real *b, const real *soon, real *c, ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0)
 {
-    const ptrdiff_t tail = nr - (nv - 1) * VL, a_row = q->a_row, a_col = q->a_col, b_row = q->b_row, ldc = q->ldc;
+    const ptrdiff_t tail = nr - (nv - 1) * VL, a_row = upright ? 1 : q->a_row, a_col = upright ? q->a_col : 1, b_row = q->b_row, ldc = q->ldc;
     vreal acc[MR][NV];
 #define ROWS _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++)
 #define VECTORS(n) _Pragma("GCC unroll 4") for (int v = 0; v < n; v++)
@@ -127,7 +136,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
      * the first and would push it out again. */
     const real *next = c + mr * ldc;
     if (does & FAR) ROWS { VECTORS(nv) __builtin_prefetch(next + v * VL, 0, 2); NEXT(next, ldc) }
-    const real *row[(MR + 2) / 3];   /* every third row has its pointer; the two after it are one and two strides away */
+    const real *row[(MR + 2) / 3];   /* every third row has its pointer, the two after it are one and two strides away; upright, one is enough */
     _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] = a + i * a_row;
     const int whole = ragged == HALF ? nv - 1 : nv;
     vhalf half[MR];
@@ -136,19 +145,33 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 #define LOAD_B(p) VECTORS(nv) bv[p][v] = WHOLE_PANELS ? v_load(b + (p) * b_row + v * VL) : LOAD(b + (p) * b_row, v)
 #define TERM(from, p) { \
         const real *ai = from; \
-        VECTORS(whole) acc[i][v] = v_fma(v_set(*ai), bv[p][v], acc[i][v]); \
+        const vreal x = v_set(*ai); \
+        VECTORS(whole) v_fma_onto(&acc[i][v], x, bv[p][v]); \
         if (ragged == HALF) half[i] = v_fma_half(ai, v_low(bv[p][nv - 1]), half[i]); }
-    const ptrdiff_t soon = does & FAR ? NEAR : 0;
-    for (ptrdiff_t p = q->k - LAST; p > 0; p--) {
-        LOAD_B(0);
-        ROWS TERM(row[i / 3] + i % 3 * a_row, 0)
-        _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) NEXT(row[i / 3], a_col)
-        NEXT(b, b_row)
-        if (p == soon) {
+    /* n terms; what moves pointers takes the place of multiplications. */
+#define TERMS(n) { \
+        _Pragma("GCC unroll 4") for (int l = 0; l < n; l++) { \
+            LOAD_B(0); \
+            ROWS TERM(upright ? row[0] + i : row[i / 3] + i % 3 * a_row + l, 0) \
+            NEXT(b, b_row) \
+            if (upright) NEXT(row[0], a_col) } \
+        if (!upright) _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) NEXT(row[i / 3], n) }
+    ptrdiff_t p = q->k - LAST;
+    if (does & FAR) {
+        for (ptrdiff_t stop = NEAR;; stop = 0) {
+            ptrdiff_t times = p > stop ? (p - stop) / STEPS : 0;
+            p -= times * STEPS;
+            for (; times > 0; times--) {
+                _Pragma("GCC unroll 4") for (int l = 0; l < NR; l += 64 / sizeof(real)) __builtin_prefetch(soon + l, 0, 2);
+                NEXT(soon, NR)
+                TERMS(STEPS)
+            }
+            if (stop == 0) break;
             next = c + mr * ldc;
             ROWS { VECTORS(nv) __builtin_prefetch(next + v * VL, 1); NEXT(next, ldc) }
         }
     }
+    for (; p > 0; p--) TERMS(1)
 
     const fbp_epilogue *e = q->epilogue;
     const real *bias = does & BIASES ? e->bias + j0 : NULL, *y = does & MASKS ? e->y + i0 * e->ldy + j0 : NULL;
@@ -184,6 +207,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
     if (does & SUMS) VECTORS(nv) PUT(sums, v, sum[v]);
     if (does & DESCENDS && v_any(check)) *q->not_finite = 1;
 #undef FINISH
+#undef TERMS
 #undef TERM
 #undef LOAD_B
 #undef NEXT
@@ -193,30 +217,28 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 #undef ROWS
 }
 
-/* One function per tile shape, so that the accumulators are registers. */
-#define SHAPE(mr, nv, ragged) \
-    static void tile_##mr##_##nv##_##ragged(const fbp_block *q, int does, const real *a, const real *b, real *c, ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0) \
+/* One function per kind of tile, so that the accumulators are registers. */
+#define TILE(mr, nv, ragged, upright) \
+    static void tile_##mr##_##nv##_##ragged##_##upright(const fbp_block *q, int does, const real *a, const real *b, const real *soon, real *c, \
+                                                        ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0) \
     { \
-        tile(mr, nv, ragged, q, does, a, b, c, nr, i0, j0); \
+        tile(mr, nv, ragged, upright, q, does, a, b, soon, c, nr, i0, j0); \
     }
+#define BOTH_TILES(mr, nv, ragged) TILE(mr, nv, ragged, 0) TILE(mr, nv, ragged, 1)
+#define BOTH_NAMES(mr, nv, ragged) { tile_##mr##_##nv##_##ragged##_0, tile_##mr##_##nv##_##ragged##_1 }
 #if VBYTES == 64
-#define SHAPES(mr, nv) SHAPE(mr, nv, WHOLE) SHAPE(mr, nv, RAGGED) SHAPE(mr, nv, HALF)
-#define NAMES(mr, nv) { tile_##mr##_##nv##_WHOLE, tile_##mr##_##nv##_RAGGED, tile_##mr##_##nv##_HALF }
+#define TILES(mr, nv) BOTH_TILES(mr, nv, WHOLE) BOTH_TILES(mr, nv, RAGGED) BOTH_TILES(mr, nv, HALF)
+#define NAMES(mr, nv) { BOTH_NAMES(mr, nv, WHOLE), BOTH_NAMES(mr, nv, RAGGED), BOTH_NAMES(mr, nv, HALF) }
 #else
-#define SHAPES(mr, nv) SHAPE(mr, nv, WHOLE) SHAPE(mr, nv, RAGGED)
-#define NAMES(mr, nv) { tile_##mr##_##nv##_WHOLE, tile_##mr##_##nv##_RAGGED }
+#define TILES(mr, nv) BOTH_TILES(mr, nv, WHOLE) BOTH_TILES(mr, nv, RAGGED)
+#define NAMES(mr, nv) { BOTH_NAMES(mr, nv, WHOLE), BOTH_NAMES(mr, nv, RAGGED) }
 #endif
-#define TILES(mr) SHAPES(mr, 1) SHAPES(mr, 2)
-#define BOTH_NAMES(mr) { NAMES(mr, 1), NAMES(mr, 2) }
-TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
-#if VBYTES == 64 || defined(__aarch64__)
-TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
-#endif
-static void (*const tiles[MR][NV][HALF + 1])(const fbp_block *, int, const real *, const real *, real *, ptrdiff_t, ptrdiff_t, ptrdiff_t) = {
-    BOTH_NAMES(1), BOTH_NAMES(2), BOTH_NAMES(3), BOTH_NAMES(4), BOTH_NAMES(5), BOTH_NAMES(6),
-#if VBYTES == 64 || defined(__aarch64__)
-    BOTH_NAMES(7), BOTH_NAMES(8), BOTH_NAMES(9), BOTH_NAMES(10), BOTH_NAMES(11), BOTH_NAMES(12),
-#endif
+#define ROW_OF_TILES(mr) TILES(mr, 1) TILES(mr, 2)
+#define ROW_OF_NAMES(mr) { NAMES(mr, 1), NAMES(mr, 2) },
+EACH_MR(ROW_OF_TILES)
+static void (*const tiles[MR][NV][HALF + 1][2])(const fbp_block *, int, const real *, const real *, const real *, real *, ptrdiff_t, ptrdiff_t,
+                                                ptrdiff_t) = {
+    EACH_MR(ROW_OF_NAMES)
 };
 
 /* The activations that are not worth a place in every tile, over whole rows. */
@@ -450,15 +472,18 @@ static void block(const fbp_block *q)
         const real *b = q->b;
         const int in_rows = q->a_panel == MR * q->a_row;   /* a tile may begin at any row */
         const int does = what_it_does(q);
+        const ptrdiff_t part = (q->k / STEPS + 1) * NR;
         assert(q->k >= LAST);
         for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
             const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR, lacks = (nr + VL - 1) / VL * VL - nr;
             const int ragged = lacks == 0 ? WHOLE : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
-            const real *a = q->a;
-            for (ptrdiff_t i = 0, mr; i < q->m; i += mr, a += mr == MR ? q->a_panel : mr * q->a_row) {
+            /* The next panel of a packed B is wanted in the second cache: the first tiles beside this one fetch a part of it each. */
+            const real *a = q->a, *panel = q->b_row != NR ? b : j + NR < q->n ? b + q->b_panel : q->b, *soon = panel;
+            for (ptrdiff_t i = 0, mr; i < q->m; i += mr, a += mr == MR ? q->a_panel : mr * q->a_row, soon += part) {
                 const ptrdiff_t rest = q->m - i;
+                if (soon >= panel + q->k * NR) soon = b;
                 mr = rest > MR && rest < MR + THIN && in_rows ? (rest + 1) / 2 : rest < MR ? rest : MR;
-                tiles[mr - 1][(nr - 1) / VL][ragged](q, does, a, b, q->c + i * q->ldc + j, nr, i, j);
+                tiles[mr - 1][(nr - 1) / VL][ragged][q->a_col != 1](q, does, a, b, soon, q->c + i * q->ldc + j, nr, i, j);
             }
         }
     }

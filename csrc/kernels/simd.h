@@ -166,6 +166,20 @@ static ALWAYS_INLINE vreal v_sqrt(vreal a)
 }
 #endif
 
+/* *c = a*b + *c, in c's own register: compilers like to move accumulators about in long loops. */
+#ifdef FBP_DOUBLE
+#define FMA_ONTO "vfmadd231pd %2, %1, %0"
+#else
+#define FMA_ONTO "vfmadd231ps %2, %1, %0"
+#endif
+#if VBYTES == 64 && defined(__AVX512F__)
+static ALWAYS_INLINE void v_fma_onto(vreal *c, vreal a, vreal b) { __asm__(FMA_ONTO : "+v"(*c) : "v"(a), "v"(b)); }
+#elif VBYTES == 32 && defined(__AVX2__) && defined(__FMA__)
+static ALWAYS_INLINE void v_fma_onto(vreal *c, vreal a, vreal b) { __asm__(FMA_ONTO : "+x"(*c) : "x"(a), "x"(b)); }
+#else
+static ALWAYS_INLINE void v_fma_onto(vreal *c, vreal a, vreal b) { *c = v_fma(a, b, *c); }
+#endif
+
 /* ---- half a vector, where a whole one has 64 bytes ------------------------------------------------------------------ */
 
 #if VBYTES == 64

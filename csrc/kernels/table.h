@@ -76,7 +76,7 @@ typedef struct {
 #define FBP_KERNELS(X) \
     /* gemm.inc.c: A (m, k), column p at src + p*col, in panels of mr rows: dst[i/mr*panel + p*mr + i%mr]; B (k, n) in panels of nr \
      * columns: dst[j/nr*panel + p*nr + j%nr]. What the last panel lacks may be anything. A vector may be written past each panel of A. */ \
-    X(void, pack_a, (ptrdiff_t k, ptrdiff_t m, const R *src, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
+    X(void, pack_a, (ptrdiff_t k, ptrdiff_t m, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, block, (const fbp_block *p)) \
     X(void, strips, (const fbp_block *p))   /* m <= 3 rows stored, B not in panels but by columns: b[p + j*b_panel] */ \
