@@ -45,7 +45,7 @@ static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *
     const int by_rows = q->a.col == 1;
     const ptrdiff_t stride = (by_rows ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
     if (q->k < WORTH_COPYING || n <= 4 * t->nr) return 0;
-    return stride % (by_rows ? 4096 : 1024) == 0 || n > (by_rows ? 48 : 32) * t->nr;
+    return stride % (by_rows ? 4096 : 1024) == 0 || n >= (by_rows ? 48 : 8) * t->nr;
 }
 
 /* B must be packed when its rows are not contiguous, and is when enough of A passes over it, unless all of it stays in the second

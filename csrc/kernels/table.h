@@ -80,6 +80,7 @@ typedef struct {
     X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, block, (const fbp_block *p)) \
     X(void, strips, (const fbp_block *p))   /* m <= 3 rows stored, B not in panels but by columns: b[p + j*b_panel] */ \
+    X(ptrdiff_t, multiply_adds, (ptrdiff_t rounds))   /* as fast as they go, in registers; how many there were */ \
     X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
     X(void, column_products, (ptrdiff_t B, ptrdiff_t n, const R *x, const R *z, ptrdiff_t ldx, int start, R *y)) \
     /* elementwise.inc.c: `add` accumulates into dx instead of storing; s is y or x, whichever f' wants */ \

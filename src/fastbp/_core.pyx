@@ -226,7 +226,7 @@ def _set_grain(double multiply_adds): return fbp_set_grain(multiply_adds)
 
 
 def peak(dtype, double seconds):
-    """Multiply-add rate of this thread's core in operations a second, by the register tile itself."""
+    """Multiply-add rate of this thread's core in operations a second, in registers."""
     cdef const fbp_kernels *t = fbp_kernels_for(type_of(dtype))
     cdef double rate
     with nogil:

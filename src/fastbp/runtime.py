@@ -63,8 +63,8 @@ def show_config() -> None:
 
 
 def fma_rate(seconds: float = 0.05, dtype: str = "float32") -> float:
-    """Operations per second (2 per multiply-add) that the register tile reaches on this thread with operands in the first cache: the
-    machine's own limit for a matrix product, probed for `seconds`."""
+    """Operations per second (2 per multiply-add) of this thread's core with all operands in registers, probed for `seconds`: what no
+    matrix product can surpass."""
     return _core.peak(arrays.dtype_of(dtype), arrays.number("seconds", seconds, low=0, open_low=True))
 
 
