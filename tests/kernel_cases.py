@@ -44,8 +44,8 @@ def _source(file, pattern):
 
 
 CHUNK = _source("table.h", r"FBP_CHUNK = (\d+)")  # rows of a batch that make one sum
-NC = _source("gemm.inc.c", r"\bNC = (\d+)")
-_BLOCKS = {wide: (_source("gemm.inc.c", pattern + r"DEPTH = (\d+) / sizeof"), 1024 * _source("gemm.inc.c", pattern + r"DEPTH[^\n]*A_BYTES = (\d+) << 10"))
+_BLOCKS = {wide: (_source("gemm.inc.c", pattern + r"DEPTH = (\d+) / sizeof"), _source("gemm.inc.c", pattern + r"DEPTH[^\n]*NC = (\d+)"),
+                  1024 * _source("gemm.inc.c", pattern + r"DEPTH[^\n]*A_BYTES = (\d+) << 10"))
            for wide, pattern in [(True, r"VBYTES == 64\nenum \{ "), (False, r"#else\nenum \{ ")]}
 
 
@@ -53,9 +53,10 @@ def tile(isa, dtype):
     """MR x NR register tile of vectors of VL lanes; cache blocks KC deep with MC rows of A; rows of A that are PAGE elements apart are copied"""
     rows, width = _TILE[isa]
     size = np.dtype(dtype).itemsize
-    depth, room = _BLOCKS[width == 64]
+    depth, columns, room = _BLOCKS[width == 64]
     depth //= size
-    return SimpleNamespace(MR=rows, VL=width // size, NR=2 * (width // size), MC=room // size // depth // rows * rows, NC=NC, KC=depth, PAGE=4096 // size)
+    return SimpleNamespace(MR=rows, VL=width // size, NR=2 * (width // size), MC=room // size // depth // rows * rows, NC=columns, KC=depth,
+                           PAGE=4096 // size)
 
 
 # --- threads ------------------------------------------------------------------------------------------------
