@@ -55,22 +55,28 @@ static ALWAYS_INLINE vpatch one_of_each(const real *const *column, ptrdiff_t p)
     return v;
 }
 
-/* Patches of a panel from the last to the first: what the last one writes too much belongs to the next row. */
+/* STRETCH rows of a panel at a time, that stay in the first cache, and in them patches from the last to the first: what one writes too much
+ * belongs to the next row. */
+enum { STRETCH = 32 };
+
 static ALWAYS_INLINE void transpose_panels(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
 {
     for (ptrdiff_t j0 = 0; j0 < n; j0 += width, dst += panel)
-        for (ptrdiff_t j = (width - 1) / PATCH * PATCH; j >= 0; j -= PATCH) {
-            if (j0 + j >= n) continue;
-            const real *column[PATCH];
-            vpatch t[PIECE];
-            find_columns(src, col, n, j0 + j, column);
-            real *to = dst + j;
-            ptrdiff_t p = 0;
-            for (; p + PIECE <= k; p += PIECE) {
-                v_transpose(column, p, t);
-                _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++, to += width) v_put_patch(to, t[i]);
+        for (ptrdiff_t p0 = 0; p0 < k; p0 += STRETCH) {
+            const ptrdiff_t end = k - p0 < STRETCH ? k : p0 + STRETCH;
+            for (ptrdiff_t j = (width - 1) / PATCH * PATCH; j >= 0; j -= PATCH) {
+                if (j0 + j >= n) continue;
+                const real *column[PATCH];
+                vpatch t[PIECE];
+                find_columns(src, col, n, j0 + j, column);
+                real *to = dst + p0 * width + j;
+                ptrdiff_t p = p0;
+                for (; p + PIECE <= end; p += PIECE) {
+                    v_transpose(column, p, t);
+                    _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++, to += width) v_put_patch(to, t[i]);
+                }
+                for (; p < end; p++, to += width) v_put_patch(to, one_of_each(column, p));
             }
-            for (; p < k; p++, to += width) v_put_patch(to, one_of_each(column, p));
         }
 }
 
