@@ -17,9 +17,11 @@ static ptrdiff_t even_parts(ptrdiff_t n, ptrdiff_t most, ptrdiff_t unit)
 
 static ptrdiff_t block_depth(const fbp_kernels *t, const fbp_product *q, int flat)
 {
-    enum { NEAR_BYTES = 16 << 10 };
+    enum { NEAR_BYTES = 16 << 10, SHALLOW = 32 };
     if (q->k == 0) return 1;   /* one block of nothing, for the bias and the activation */
     if (q->chunked) return min(q->k, FBP_CHUNK);
+    if (q->n <= t->nr && q->a.col != 1 && (size_t)(q->k * q->a.col) * t->size > 4 * t->a_bytes)
+        return even_parts(q->k, SHALLOW, 16);   /* lines that a tile takes in part wait in the second cache for the next one */
     if (flat && q->k * t->nr * (ptrdiff_t)t->size <= NEAR_BYTES) return q->k;
     return even_parts(q->k, flat ? NEAR_BYTES / (ptrdiff_t)t->size / t->nr : t->depth, 16);
 }
@@ -38,14 +40,16 @@ static ptrdiff_t block_stride(const fbp_kernels *t, ptrdiff_t n) { return (((n +
 
 enum { WORTH_COPYING = 32 };   /* terms */
 
-/* A is used where it lies unless its rows, or columns, fall into the same sets of the caches or much of B passes over it. A tile
- * takes less than a cache line of every column, so with columns both happen sooner. */
+/* A is used where it lies unless so many panels of B pass over it that a copy pays: soon if its rows, or columns, fall into the same sets of the
+ * caches, and if the lines that a tile takes of columns, in part, have left the second cache before the next one wants the rest. */
 static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *q)
 {
+    if (q->k < WORTH_COPYING) return 0;
     const int by_rows = q->a.col == 1;
     const ptrdiff_t stride = (by_rows ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
-    if (q->k < WORTH_COPYING || n <= 4 * t->nr) return 0;
-    return stride % (by_rows ? 4096 : 1024) == 0 || n >= (by_rows ? 48 : 8) * t->nr;
+    const int same = stride % (by_rows ? 4096 : 1024) == 0, far = (size_t)(q->k * stride) > 4 * t->a_bytes;
+    const int panels = by_rows ? (same ? 4 : 47) : far ? (same ? 1 : 2) : (same ? 4 : 7);
+    return n > panels * t->nr;
 }
 
 /* B must be packed when its rows are not contiguous, and is when enough of A passes over it, unless all of it stays in the second
