@@ -105,7 +105,7 @@ enum { STEPS = 4 };   /* terms at a time: what moves pointers takes the place of
  * multiplies three times. Other registers are too few for more than one term. */
 enum { LAST = VBYTES == 64 ? 3 : 1 };
 
-/* What becomes of a block's sums, in one register; FAR: C is not in the first cache. */
+/* What becomes of a block's sums, in one register; FAR: C is not in the first cache, or will have left it. */
 enum { CONTINUES = 1, ADDS = 2, DESCENDS = 4, BIASES = 8, RECTIFIES = 16, MASKS = 32, SUMS = 64, FAR = 128 };
 
 static int what_it_does(const fbp_block *q)
@@ -119,8 +119,8 @@ static int what_it_does(const fbp_block *q)
 enum { WHOLE, RAGGED, HALF };   /* what exists of a tile's last vector: all, a part, at most half of it */
 
 /* One tile of `mr` rows and `nv` vectors, the last of them `ragged` as above, of an A by rows (a_col 1) or by columns (a_row 1): compile-time
- * constants where this is inlined. nr: columns that exist. Half a vector goes through instructions of half the width, which some processors run
- * twice as often. */
+ * constants where this is inlined. soon: from here on memory is fetched to the second cache, a row of a panel in STEPS terms. nr: columns that exist.
+ * Half a vector goes through instructions of half the width, which some processors run twice as often. */
 static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, const int upright, const fbp_block *q, const int does, const real *a,
                                const real *b, const real *soon, real *c, ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0)
 {
@@ -483,7 +483,7 @@ static void block(const fbp_block *q)
         for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
             const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR, lacks = (nr + VL - 1) / VL * VL - nr;
             const int ragged = lacks == 0 ? WHOLE : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
-            /* The next panel of a packed B is wanted in the second cache: the first tiles beside this one fetch a part of it each. */
+            /* The first tiles beside a panel of a packed B fetch a part of the next panel each. */
             const real *a = q->a, *panel = q->b_row != NR ? b : j + NR < q->n ? b + q->b_panel : q->b, *soon = panel;
             for (ptrdiff_t i = 0, mr; i < q->m; i += mr, a += mr == MR ? q->a_panel : mr * q->a_row, soon += part) {
                 const ptrdiff_t rest = q->m - i;
