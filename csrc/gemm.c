@@ -35,9 +35,6 @@ static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 
 static ptrdiff_t line(const fbp_kernels *t) { return 64 / (ptrdiff_t)t->size; }   /* elements of a cache line */
 
-/* Distance between the rows of a copied block: an odd number of cache lines, so that neighbours never fall into the same set. */
-static ptrdiff_t block_stride(const fbp_kernels *t, ptrdiff_t n) { return (((n + line(t) - 1) / line(t)) | 1) * line(t); }
-
 enum { WORTH_COPYING = 32 };   /* terms */
 
 /* A is used where it lies unless so many panels of B pass over it that a copy pays: soon if its rows, or columns, fall into the same sets of the
@@ -61,8 +58,9 @@ static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_product *
     return m > 3 * t->mr && (stride % 4096 == 0 || (size_t)q->k * stride > t->a_bytes);
 }
 
-/* Between panels of A: room for the vector that the last row may write past its end. */
-static ptrdiff_t a_panel(const fbp_kernels *t, ptrdiff_t depth) { return block_stride(t, t->mr * depth + t->nr); }
+/* Between panels of A: with room for the vector that the last row may write past its end, and an odd number of cache lines, so that neighbours
+ * never fall into the same set. */
+static ptrdiff_t a_panel(const fbp_kernels *t, ptrdiff_t depth) { return (((t->mr * depth + t->nr + line(t) - 1) / line(t)) | 1) * line(t); }
 
 static ptrdiff_t most_depth(const fbp_kernels *t, ptrdiff_t k) { return min(k, t->depth > FBP_CHUNK ? t->depth : FBP_CHUNK); }
 
@@ -229,7 +227,7 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
         if (q->m > 0 && q->n > 0) gemm_range(t, q, 0, q->m, 0, q->n, scratch);
         return;
     }
-    int rows;
+    int rows = 1;
     choose_grid(t, q, w->parts, &rows);
     const fbp_worker row = {w->part % rows, rows, w->team}, column = {w->part / rows, w->parts / rows, w->team};
     ptrdiff_t i0, i1, j0, j1;
