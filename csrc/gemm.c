@@ -1,6 +1,5 @@
 #include "gemm.h"
 #include <assert.h>
-#include <string.h>
 
 static ptrdiff_t min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static ptrdiff_t ceil_to(ptrdiff_t n, ptrdiff_t unit) { return (n + unit - 1) / unit * unit; }

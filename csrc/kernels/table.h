@@ -74,7 +74,7 @@ typedef struct {
 } fbp_rule;
 
 #define FBP_KERNELS(X) \
-    /* gemm.inc.c: A (m, k), column p at src + p*col, in panels of mr rows: dst[i/mr*panel + p*mr + i%mr]; B (k, n) in panels of nr \
+    /* gemm.inc.c: A (m, k), one stride 1, in panels of mr rows: dst[i/mr*panel + p*mr + i%mr]; B (k, n) likewise in panels of nr \
      * columns: dst[j/nr*panel + p*nr + j%nr]. What the last panel lacks may be anything. A vector may be written past each panel of A. */ \
     X(void, pack_a, (ptrdiff_t k, ptrdiff_t m, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
