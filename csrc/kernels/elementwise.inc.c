@@ -6,11 +6,21 @@
 typedef vreal unary(vreal x, real alpha);
 typedef vreal unary_backward(vreal s, vreal dy, real alpha);
 
+/* Processors take a load for one of what has just been stored if the addresses agree in their last twelve bits, and let it wait. Where y is that
+ * little ahead of x, as arrays of whole pages often are when one is allocated after the other, a pass from the end never meets its own stores. */
+static ALWAYS_INLINE int meets_its_stores(const real *x, const real *y)
+{
+    const uintptr_t ahead = ((uintptr_t)y - (uintptr_t)x) % 4096;
+    return 0 < ahead && ahead < 1024;
+}
+
 static ALWAYS_INLINE void map(ptrdiff_t n, const real *x, real alpha, real *y, unary *f)
 {
-    ptrdiff_t i = 0;
-    for (; i + VL <= n; i += VL) v_store(y + i, f(v_load(x + i), alpha));
-    if (i < n) v_store_n(y + i, f(v_load_n(x + i, n - i), alpha), n - i);
+    const ptrdiff_t whole = n / VL * VL;
+    if (whole < n) v_store_n(y + whole, f(v_load_n(x + whole, n - whole), alpha), n - whole);
+    const ptrdiff_t step = whole > 0 && meets_its_stores(x, y) ? -VL : VL;
+    if (step < 0) x += whole - VL, y += whole - VL;
+    for (ptrdiff_t i = 0; i < whole; i += VL, x += step, y += step) v_store(y, f(v_load(x), alpha));
 }
 
 static ALWAYS_INLINE void map_backward(ptrdiff_t n, const real *s, const real *dy, real alpha, int add, real *dx, unary_backward *f)

@@ -3,9 +3,12 @@
 have been checked in this file, and is held by a reference for as long as C runs without the GIL."""
 
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.math cimport INFINITY
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
+from cpython.long cimport PyLong_CheckExact
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.pyport cimport PY_SSIZE_T_MAX
 cimport numpy as cnp
@@ -970,6 +973,10 @@ cdef inline bint disjoint(cnp.ndarray a, cnp.ndarray b) noexcept:
     return p + cnp.PyArray_NBYTES(a) <= q or q + cnp.PyArray_NBYTES(b) <= p
 
 
+cdef inline bint same_or_disjoint(cnp.ndarray a, cnp.ndarray b) noexcept:
+    return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b) or disjoint(a, b)
+
+
 cdef inline int real_number(object array) noexcept:
     """The type number of a float32 or float64 ndarray, else -1."""
     if not cnp.PyArray_CheckExact(array):
@@ -978,7 +985,7 @@ cdef inline int real_number(object array) noexcept:
     return number if number == cnp.NPY_FLOAT32 or number == cnp.NPY_FLOAT64 else -1
 
 
-def plain_elementwise(x, other, out):
+cdef bint plain_elements(x, other, out) noexcept:
     """Whether x, other (or None) and out (or None) need no conversion: one type, one shape, contiguous, out writable and each input either
     out itself or apart from it."""
     cdef int number = real_number(x)
@@ -990,10 +997,7 @@ def plain_elementwise(x, other, out):
         return True
     if not (is_plain(out, number, False) and cnp.PyArray_SAMESHAPE(<cnp.ndarray>x, <cnp.ndarray>out) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out)):
         return False
-    for array in (x, other):
-        if array is not None and not (cnp.PyArray_DATA(<cnp.ndarray>array) == cnp.PyArray_DATA(<cnp.ndarray>out) or disjoint(<cnp.ndarray>array, <cnp.ndarray>out)):
-            return False
-    return True
+    return same_or_disjoint(<cnp.ndarray>x, <cnp.ndarray>out) and (other is None or same_or_disjoint(<cnp.ndarray>other, <cnp.ndarray>out))
 
 
 cdef bint plain_matrices(a, b, out) noexcept:
@@ -1017,7 +1021,7 @@ cdef inline bint is_state(array, cnp.ndarray p, object grad) noexcept:
             and disjoint(<cnp.ndarray>array, p) and disjoint(<cnp.ndarray>array, <cnp.ndarray>grad))
 
 
-def plain_updatable(param, grad, state1, state2):
+cdef bint plain_updatable(param, grad, state1, state2) noexcept:
     """Whether an update of param by grad with these states (or None) needs no conversion: one type, one shape, all apart."""
     cdef int number = real_number(param)
     if number < 0 or not (is_plain(param, number, False) and is_plain(grad, number, False)):
@@ -1026,6 +1030,53 @@ def plain_updatable(param, grad, state1, state2):
     return (cnp.PyArray_ISWRITEABLE(p) and cnp.PyArray_SAMESHAPE(p, <cnp.ndarray>grad) and disjoint(p, <cnp.ndarray>grad)
             and is_state(state1, p, grad) and is_state(state2, p, grad)
             and (state1 is None or state2 is None or disjoint(<cnp.ndarray>state1, <cnp.ndarray>state2)))
+
+
+cdef inline bint is_float(value, double end) noexcept:
+    """Whether value is a float, 0 <= value < end."""
+    return PyFloat_Check(value) and 0 <= PyFloat_AS_DOUBLE(value) < end
+
+
+cdef update_all(fbp_optimizer *optimizer, double lr, int64_t step, cnp.ndarray param, cnp.ndarray grad, state1, state2):
+    """One update in place of plain arrays, without clipping."""
+    cdef int type = type_of_array(param)
+    cdef ptrdiff_t n = cnp.PyArray_SIZE(param)
+    cdef fbp_slot slot = fbp_slot(0, n, 1, 1)
+    cdef void *g = cnp.PyArray_DATA(grad)
+    cdef void *p = cnp.PyArray_DATA(param)
+    cdef void *s1 = NULL if state1 is None else cnp.PyArray_DATA(<cnp.ndarray>state1)
+    cdef void *s2 = NULL if state2 is None else cnp.PyArray_DATA(<cnp.ndarray>state2)
+    cdef const fbp_kernels *table = fbp_kernels_for(type)
+    cdef int threads = fbp_threads_for(8.0 * n)
+    optimizer.slots, optimizer.slot = 1, &slot
+    with nogil:
+        fbp_optimizer_step(table, optimizer, lr, step, n, g, p, s1, s2, NULL, threads)
+
+
+def plain_sgd(param, grad, velocity, lr, momentum, weight_decay):
+    """param after one step, when nothing needs a conversion and the numbers are floats in their ranges; else None."""
+    cdef fbp_optimizer optimizer
+    if not (plain_updatable(param, grad, velocity, None) and is_float(lr, INFINITY) and is_float(momentum, 1) and is_float(weight_decay, INFINITY)):
+        return None
+    if velocity is None and <double>momentum != 0:
+        return None
+    memset(&optimizer, 0, sizeof(optimizer))
+    optimizer.kind, optimizer.momentum, optimizer.weight_decay = FBP_SGD, momentum, weight_decay
+    update_all(&optimizer, lr, 1, param, grad, velocity, None)
+    return param
+
+
+def plain_adam(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    """param after one step, when nothing needs a conversion and the numbers are floats in their ranges; else None."""
+    cdef fbp_optimizer optimizer
+    if m is None or v is None or not plain_updatable(param, grad, m, v) or not (PyLong_CheckExact(step) and 1 <= step <= INT64_MAX):
+        return None
+    if not (is_float(lr, INFINITY) and is_float(beta1, 1) and is_float(beta2, 1) and is_float(eps, INFINITY) and is_float(weight_decay, INFINITY)) or <double>eps == 0:
+        return None
+    memset(&optimizer, 0, sizeof(optimizer))
+    optimizer.kind, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay = FBP_ADAM, beta1, beta2, eps, weight_decay
+    update_all(&optimizer, lr, step, param, grad, m, v)
+    return param
 
 
 cdef fbp_matrix matrix(cnp.ndarray a, int type) except *:
@@ -1190,7 +1241,7 @@ cpdef column_sums(cnp.ndarray x, cnp.ndarray out):
     return out
 
 
-def map_forward(int act, cnp.ndarray x, cnp.ndarray out, double alpha=0):
+cpdef map_forward(int act, cnp.ndarray x, cnp.ndarray out, double alpha=0):
     """out = f(x), elementwise."""
     cdef int type = type_of_array(out), threads
     cdef ptrdiff_t n = x.size
@@ -1203,7 +1254,7 @@ def map_forward(int act, cnp.ndarray x, cnp.ndarray out, double alpha=0):
     return out
 
 
-def map_backward(int act, cnp.ndarray s, cnp.ndarray dy, cnp.ndarray out, double alpha=0):
+cpdef map_backward(int act, cnp.ndarray s, cnp.ndarray dy, cnp.ndarray out, double alpha=0):
     """out = dy * f'(s), elementwise; s is f's output, or its input for softplus, gelu and silu."""
     cdef int type = type_of_array(out), threads
     cdef ptrdiff_t n = dy.size
@@ -1217,7 +1268,7 @@ def map_backward(int act, cnp.ndarray s, cnp.ndarray dy, cnp.ndarray out, double
     return out
 
 
-def softmax(cnp.ndarray x, cnp.ndarray out):
+cpdef softmax(cnp.ndarray x, cnp.ndarray out):
     """out (B, n) = softmax of the rows of x (B, n)."""
     cdef int type = type_of_array(out), threads
     cdef ptrdiff_t B = x.shape[0], n = x.shape[1]
@@ -1228,3 +1279,25 @@ def softmax(cnp.ndarray x, cnp.ndarray out):
     with nogil:
         fbp_softmax(table, B, n, x_data, y_data, threads)
     return out
+
+
+cdef inline cnp.ndarray like(cnp.ndarray x):
+    """A new array of x's shape and type."""
+    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+
+
+def plain_forward(int act, x, out):
+    """f(x) in out or (out None) a new array, when nothing needs a conversion; else None."""
+    return map_forward(act, x, like(x) if out is None else out) if plain_elements(x, None, out) else None
+
+
+def plain_derivative(int act, y, dy, out):
+    """dy * f'(y) in out or (out None) a new array, when nothing needs a conversion; else None."""
+    return map_backward(act, y, dy, like(y) if out is None else out) if plain_elements(y, dy, out) else None
+
+
+def plain_softmax(s, out):
+    """Softmax of the rows of s in out or (out None) a new array, when nothing needs a conversion; else None."""
+    if not plain_elements(s, None, out) or cnp.PyArray_NDIM(<cnp.ndarray>s) != 2 or cnp.PyArray_DIM(<cnp.ndarray>s, 1) == 0:
+        return None
+    return softmax(s, like(s) if out is None else out)

@@ -157,21 +157,21 @@ def bias_gradient(delta: Any, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def _forward(function: str, x: Any, out: np.ndarray | None) -> np.ndarray:
-    if not _core.plain_elementwise(x, None, out):
-        x = _array("x", x, None)
-        out = _out(out, x.shape, x.dtype, x, elementwise=True)
-        x = _contiguous(x)
-    return _core.map_forward(A[function], x, np.empty_like(x) if out is None else out)
+    if (result := _core.plain_forward(A[function], x, out)) is not None:
+        return result
+    x = _array("x", x, None)
+    out = _out(out, x.shape, x.dtype, x, elementwise=True)
+    return _core.map_forward(A[function], _contiguous(x), out)
 
 
 def _backward(function: str, y: Any, dy: Any, out: np.ndarray | None) -> np.ndarray:
-    if not _core.plain_elementwise(y, dy, out):
-        y = _array("y", y, None)
-        dy = _array("dy", dy, None, y.dtype)
-        _agree("dy", dy, y.shape)
-        out = _out(out, y.shape, y.dtype, y, dy, elementwise=True)
-        y, dy = _contiguous(y), _contiguous(dy)
-    return _core.map_backward(A[function], y, dy, np.empty_like(y) if out is None else out)
+    if (result := _core.plain_derivative(A[function], y, dy, out)) is not None:
+        return result
+    y = _array("y", y, None)
+    dy = _array("dy", dy, None, y.dtype)
+    _agree("dy", dy, y.shape)
+    out = _out(out, y.shape, y.dtype, y, dy, elementwise=True)
+    return _core.map_backward(A[function], _contiguous(y), _contiguous(dy), out)
 
 
 def relu_forward(x: Any, out: np.ndarray | None = None) -> np.ndarray:
@@ -211,13 +211,13 @@ def exp(x: Any, out: np.ndarray | None = None) -> np.ndarray:
 
 def softmax(s: Any, out: np.ndarray | None = None) -> np.ndarray:
     """Softmax of the rows of s (B, C)."""
-    if not _core.plain_elementwise(s, None, out) or s.ndim != 2 or s.shape[1] == 0:
-        s = _array("s", s, 2)
-        if s.shape[1] == 0:
-            raise ValueError(f"s must have at least one column, got {arrays.describe(s)}")
-        out = _out(out, s.shape, s.dtype, s, elementwise=True)
-        s = _contiguous(s)
-    return _core.softmax(s, np.empty_like(s) if out is None else out)
+    if (result := _core.plain_softmax(s, out)) is not None:
+        return result
+    s = _array("s", s, 2)
+    if s.shape[1] == 0:
+        raise ValueError(f"s must have at least one column, got {arrays.describe(s)}")
+    out = _out(out, s.shape, s.dtype, s, elementwise=True)
+    return _core.softmax(_contiguous(s), out)
 
 
 @lru_cache(64)
@@ -248,56 +248,33 @@ def _state(name: str, array: Any, param: np.ndarray) -> np.ndarray:
     return _out(array, param.shape, param.dtype, name=name)   # a list, say, would be changed in a copy
 
 
-def _update(rule: _core.UpdateRule, lr: float, step: int, param: Any, grad: Any, name1: str, state1: Any, name2: str = "", state2: Any = None) -> np.ndarray:
-    if not _core.plain_updatable(param, grad, state1, state2):
-        param = _array("param", param, None)
-        _out(param, param.shape, param.dtype, name="param")
-        grad = _array("grad", grad, None, param.dtype)
-        _agree("grad", grad, param.shape)
-        held = {name: _state(name, array, param) for name, array in ((name1, state1), (name2, state2)) if array is not None}
-        held = {"param": param, "grad": grad} | held
-        for one, other in combinations(held, 2):
-            if np.may_share_memory(held[one], held[other]):
-                raise ValueError(f"{one} must not overlap {other}, got arrays that share memory")
-        grad = _contiguous(grad)
-    rule.step(lr, step, grad, param, state1, state2)
+def _update(kind: str, numbers: dict[str, Any], lr: float, step: int, param: Any, grad: Any, **states: Any) -> np.ndarray:
+    """What _core.plain_sgd and plain_adam have left: arrays to convert, or to complain of."""
+    param = _array("param", param, None)
+    _out(param, param.shape, param.dtype, name="param")
+    grad = _array("grad", grad, None, param.dtype)
+    _agree("grad", grad, param.shape)
+    states = {name: _state(name, array, param) for name, array in states.items() if array is not None}
+    held = {"param": param, "grad": grad} | states
+    for one, other in combinations(held, 2):
+        if np.may_share_memory(held[one], held[other]):
+            raise ValueError(f"{one} must not overlap {other}, got arrays that share memory")
+    rule = _core.UpdateRule(kind, [(0, param.size, 1.0, 1.0)], **numbers)
+    rule.step(lr, step, _contiguous(grad), param, *states.values(), *[None] * (2 - len(states)))
     return param
-
-
-def _rule(rules: Any, *numbers: Any) -> _core.UpdateRule:
-    try:
-        return rules(*numbers)
-    except TypeError:   # what has no hash, or is no number
-        pass
-    return rules.__wrapped__(*numbers)
-
-
-def _size(param: Any) -> int:
-    return param.size if type(param) is np.ndarray else np.size(param)
-
-
-@lru_cache(64, typed=True)   # typed: True equals 1 but is no number
-def _sgd_rules(size: int, momentum: Any, weight_decay: Any, kept: bool) -> _core.UpdateRule:
-    momentum = arrays.number("momentum", momentum, low=0, high=1, open_high=True)
-    weight_decay = arrays.number("weight_decay", weight_decay, low=0)
-    if momentum and not kept:
-        raise ValueError(f"velocity must be an array of param's shape when momentum is {momentum}, got None")
-    return _core.UpdateRule("sgd", [(0, size, 1.0, 1.0)], momentum=momentum, weight_decay=weight_decay)
-
-
-@lru_cache(64, typed=True)
-def _adam_rules(size: int, beta1: Any, beta2: Any, eps: Any, weight_decay: Any) -> _core.UpdateRule:
-    betas = tuple(arrays.number(f"betas[{i}]", beta, low=0, high=1, open_high=True) for i, beta in enumerate((beta1, beta2)))
-    eps = arrays.number("eps", eps, low=0, open_low=True)
-    weight_decay = arrays.number("weight_decay", weight_decay, low=0)
-    return _core.UpdateRule("adam", [(0, size, 1.0, 1.0)], betas=betas, eps=eps, weight_decay=weight_decay)
 
 
 def sgd_update(param: Any, grad: Any, lr: float, velocity: Any = None, momentum: float = 0.0, weight_decay: float = 0.0) -> np.ndarray:
     """In place: g = grad + weight_decay param;  velocity = momentum velocity + g;  param -= lr velocity; without velocity
     param -= lr g (PyTorch's form). Returns param. momentum needs a velocity."""
+    if (result := _core.plain_sgd(param, grad, velocity, lr, momentum, weight_decay)) is not None:
+        return result
     lr = arrays.number("lr", lr, low=0)
-    return _update(_rule(_sgd_rules, _size(param), momentum, weight_decay, velocity is not None), lr, 1, param, grad, "velocity", velocity)
+    momentum = arrays.number("momentum", momentum, low=0, high=1, open_high=True)
+    weight_decay = arrays.number("weight_decay", weight_decay, low=0)
+    if momentum and velocity is None:
+        raise ValueError(f"velocity must be an array of param's shape when momentum is {momentum}, got None")
+    return _update("sgd", {"momentum": momentum, "weight_decay": weight_decay}, lr, 1, param, grad, velocity=velocity)
 
 
 def adam_update(param: Any, grad: Any, m: Any, v: Any, step: int, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
@@ -306,8 +283,12 @@ def adam_update(param: Any, grad: Any, m: Any, v: Any, step: int, lr: float = 1e
     param -= lr/(1-β1^step) m / (√v/√(1-β2^step) + eps). Returns param."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise TypeError(f"betas must be a pair of numbers, got {arrays.describe(betas)}")
-    rule = _rule(_adam_rules, _size(param), *betas, eps, weight_decay)
+    if (result := _core.plain_adam(param, grad, m, v, step, lr, *betas, eps, weight_decay)) is not None:
+        return result
     lr, step = arrays.number("lr", lr, low=0), arrays.integer("step", step, least=1)
+    betas = tuple(arrays.number(f"betas[{i}]", beta, low=0, high=1, open_high=True) for i, beta in enumerate(betas))
+    eps = arrays.number("eps", eps, low=0, open_low=True)
+    weight_decay = arrays.number("weight_decay", weight_decay, low=0)
     if m is None or v is None:
         m, v = _array("m", m, None), _array("v", v, None)
-    return _update(rule, lr, step, param, grad, "m", m, "v", v)
+    return _update("adam", {"betas": betas, "eps": eps, "weight_decay": weight_decay}, lr, step, param, grad, m=m, v=v)
