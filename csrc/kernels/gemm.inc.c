@@ -322,40 +322,51 @@ static void strips(const fbp_block *q)
 /* A few rows over a B that lies in rows and is used once: STREAMS of its rows at a time, along them. The same chains as in a tile. */
 enum { FEW = 6, STREAMS = 8 };
 
+/* `count` terms of m rows and nv vectors of C, the last of r columns. x: the elements of A in every lane, where registers hold them, or NULL. */
+static ALWAYS_INLINE void add_streams(const int m, const int nv, const int count, const real (*a)[STREAMS], const vreal (*x)[STREAMS], const real *b,
+                                      ptrdiff_t b_row, real *c, ptrdiff_t ldc, ptrdiff_t r, int fresh)
+{
+    vreal acc[FEW][2];
+#define EACH _Pragma("GCC unroll 6") for (int i = 0; i < m; i++) _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++)
+#define PART(from) v_part((from) + v * VL, v == nv - 1 ? r : VL)
+    EACH acc[i][v] = fresh ? (vreal){0} : PART(c + i * ldc);
+    _Pragma("GCC unroll 8") for (int l = 0; l < count; l++) {
+        vreal row[2];
+        _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++) row[v] = PART(b + l * b_row);
+        EACH acc[i][v] = v_fma(x ? x[i][l] : v_set(a[i][l]), row[v], acc[i][v]);
+    }
+    EACH v_put(c + i * ldc + v * VL, acc[i][v], v == nv - 1 ? r : VL);
+#undef PART
+#undef EACH
+}
+
 static ALWAYS_INLINE void few_rows(const int m, const fbp_block *q)
 {
-    const ptrdiff_t columns = (m <= 2 ? 8192 : 2048) / (ptrdiff_t)sizeof(real);   /* of C, that stay in the first cache: rows of B are streams, the longer the better */
+    const ptrdiff_t columns = (m <= 2 ? 8192 : 4096) / (ptrdiff_t)sizeof(real);   /* of C, that stay in the first cache: rows of B are streams, the longer the better */
     const ptrdiff_t b_row = q->b_row, ldc = q->ldc;
+    const ptrdiff_t lead = b_row % VL ? 0 : (ptrdiff_t)(-(uintptr_t)q->b % VBYTES / sizeof(real));   /* columns before whole cache lines of all rows */
     const int kept = m * STREAMS <= (VBYTES == 64 ? 24 : 8);   /* the elements of A stay in registers */
-    for (ptrdiff_t j0 = 0; j0 < q->n; j0 += columns) {
-        const ptrdiff_t end = q->n - j0 < columns ? q->n : j0 + columns;
+    for (ptrdiff_t j0 = 0, end; j0 < q->n; j0 = end) {
+        end = q->n - j0 < columns + lead ? q->n : j0 ? j0 + columns : columns + lead;
         for (ptrdiff_t p = 0; p < q->k; p += STREAMS) {
             const real *b = q->b + p * b_row;
             const int count = q->k - p < STREAMS ? (int)(q->k - p) : STREAMS, fresh = p == 0 && q->start == FBP_STORE;
             real a[FEW][STREAMS];
-            vreal acc[FEW], all[FEW][STREAMS];
-#define EACH _Pragma("GCC unroll 6") for (int i = 0; i < m; i++)
-#define ALL _Pragma("GCC unroll 8") for (int l = 0; l < STREAMS; l++)
-            EACH for (int l = 0; l < count; l++) a[i][l] = q->a[i * q->a_row + (p + l) * q->a_col];
-            if (kept && count == STREAMS) EACH ALL all[i][l] = v_set(a[i][l]);
-            for (ptrdiff_t j = j0; j < end; j += VL) {
-                const ptrdiff_t r = end - j < VL ? end - j : VL;
-                real *c = q->c + j;
-                EACH acc[i] = fresh ? (vreal){0} : v_part(c + i * ldc, r);
-                if (count == STREAMS)
-                    ALL {
-                        const vreal row = v_part(b + l * b_row + j, r);
-                        EACH acc[i] = v_fma(kept ? all[i][l] : v_set(a[i][l]), row, acc[i]);
-                    }
-                else
-                    for (int l = 0; l < count; l++) {
-                        const vreal row = v_part(b + l * b_row + j, r);
-                        EACH acc[i] = v_fma(v_set(a[i][l]), row, acc[i]);
-                    }
-                EACH v_put(c + i * ldc, acc[i], r);
+            vreal x[FEW][STREAMS];
+            for (int i = 0; i < m; i++) for (int l = 0; l < count; l++) a[i][l] = q->a[i * q->a_row + (p + l) * q->a_col];
+            if (kept && count == STREAMS) _Pragma("GCC unroll 6") for (int i = 0; i < m; i++) _Pragma("GCC unroll 8") for (int l = 0; l < STREAMS; l++) x[i][l] = v_set(a[i][l]);
+            ptrdiff_t j = j0;
+#define ADD(nv, r) { \
+                if (count == STREAMS) add_streams(m, nv, STREAMS, a, kept ? x : NULL, b + j, b_row, q->c + j, ldc, r, fresh); \
+                else add_streams(m, nv, count, a, NULL, b + j, b_row, q->c + j, ldc, r, fresh); }
+            if (j == 0 && lead > 0) {
+                const ptrdiff_t r = end < lead ? end : lead;
+                ADD(1, r)
+                j = r;
             }
-#undef EACH
-#undef ALL
+            for (; !kept && j + 2 * VL <= end; j += 2 * VL) ADD(2, VL)
+            for (; j < end; j += VL) ADD(1, end - j < VL ? end - j : VL)
+#undef ADD
         }
     }
     const fbp_epilogue *e = q->epilogue;
@@ -377,8 +388,8 @@ ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
 static int pays_by_rows(const fbp_block *q)
 {
     const int in_rows = q->b_panel == NR && q->b_row != NR;
-    const int far = (size_t)(q->k * q->n) * sizeof(real) > 4 * A_BYTES;   /* nearer, tiles are faster, and also with short strides, but for the fewest rows */
-    const ptrdiff_t most = (size_t)q->b_row * sizeof(real) >= 4096 ? FEW : VBYTES == 64 ? FEW / 2 : 1;
+    const int far = (size_t)(q->k * q->n) * sizeof(real) > 4 * A_BYTES;   /* nearer, tiles are faster */
+    const ptrdiff_t most = VBYTES == 64 || (size_t)q->b_row * sizeof(real) >= 4096 ? FEW : 1;
     const int one = q->m == 1 && q->n > 6 * NR && q->k > STREAMS;
     return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !(q->epilogue && q->epilogue->sums);
 }
@@ -513,7 +524,7 @@ static ptrdiff_t multiply_adds(ptrdiff_t rounds)
 /* y_j = [start] + sum over the B rows of x_ij, or of x_ij z_ij, in ascending order. A few rows at a time, along them: every row is a stream. */
 static ALWAYS_INLINE void sum_columns(ptrdiff_t B, ptrdiff_t n, const real *x, const real *z, ptrdiff_t ldx, int start, real *y)
 {
-    enum { ROWS = 8, COLUMNS = 1024 };   /* sums that stay in the first cache */
+    enum { ROWS = 8, COLUMNS = 2048 };   /* sums that stay in the first cache */
     real total[COLUMNS];
     if (n <= VL) {
         vreal acc = {0};

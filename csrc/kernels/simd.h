@@ -274,17 +274,13 @@ typedef real vpatch_unaligned __attribute__((vector_size(PATCH * sizeof(real)), 
 
 static ALWAYS_INLINE vpatch v_beside(const real *p, const real *q)   /* pieces; q's only in a wide patch */
 {
-    const vpiece a = *(const vpiece_unaligned *)p;
-#if VBYTES >= 32
-    const vpiece b = *(const vpiece_unaligned *)q;
-#ifdef FBP_DOUBLE
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3);
-#else
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
-#endif
+#if VBYTES >= 32 && defined(FBP_DOUBLE)   /* a shuffle of two registers would wait for the only port that crosses lanes */
+    return (vpatch)_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(q), 1);
+#elif VBYTES >= 32
+    return (vpatch)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(q), 1);
 #else
     (void)q;
-    return a;
+    return *(const vpiece_unaligned *)p;
 #endif
 }
 
