@@ -388,8 +388,10 @@ ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
 static int pays_by_rows(const fbp_block *q)
 {
     const int in_rows = q->b_panel == NR && q->b_row != NR;
-    const int far = (size_t)(q->k * q->n) * sizeof(real) > 4 * A_BYTES;   /* nearer, tiles are faster */
-    const ptrdiff_t most = VBYTES == 64 || (size_t)q->b_row * sizeof(real) >= 4096 ? FEW : 1;
+    const size_t bytes = (size_t)(q->k * q->n) * sizeof(real);
+    const int far = bytes > 4 * A_BYTES;   /* nearer, tiles are faster; and a little longer if rows are short, but for the fewest rows of A */
+    const int any = (size_t)q->b_row * sizeof(real) >= 4096 || (VBYTES == 64 && bytes > 7 * A_BYTES);
+    const ptrdiff_t most = any ? FEW : VBYTES == 64 ? FEW / 2 : 1;
     const int one = q->m == 1 && q->n > 6 * NR && q->k > STREAMS;
     return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !(q->epilogue && q->epilogue->sums);
 }
