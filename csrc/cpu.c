@@ -1,4 +1,7 @@
 #include "cpu.h"
+#include <stdatomic.h>
+
+enum { USUAL_WAYS = 8 };
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -24,6 +27,25 @@ unsigned fbp_cpu_features(void)
     return features;
 }
 
+static int find_cache_ways(void)
+{
+    enum { INTEL = 4, AMD = 0x8000001d, DATA = 1, FIRST = 1 };   /* both leaves describe one cache after the other in the same way; 0 past the last */
+    for (int vendor = 0; vendor < 2; vendor++) {
+        unsigned a, b, c, d;
+        for (unsigned i = 0; __get_cpuid_count(vendor ? (unsigned)AMD : INTEL, i, &a, &b, &c, &d) && a % 32 != 0; i++)
+            if (a % 32 == DATA && a / 32 % 8 == FIRST) return (int)(b >> 22) + 1;
+    }
+    return USUAL_WAYS;
+}
+
+int fbp_cpu_cache_ways(void)
+{
+    static atomic_int found;   /* cpuid takes microseconds where a hypervisor answers */
+    int ways = atomic_load_explicit(&found, memory_order_relaxed);
+    if (ways == 0) atomic_store_explicit(&found, ways = find_cache_ways(), memory_order_relaxed);
+    return ways;
+}
+
 unsigned long fbp_float_mode_flush(void)
 {
     enum { FLUSH_TO_ZERO = 1 << 15, DENORMALS_ARE_ZERO = 1 << 6 };
@@ -37,6 +59,7 @@ void fbp_float_mode_restore(unsigned long mode) { __builtin_ia32_ldmxcsr((unsign
 #elif defined(__aarch64__)
 
 unsigned fbp_cpu_features(void) { return 0; }   /* NEON belongs to the architecture's floor */
+int fbp_cpu_cache_ways(void) { return USUAL_WAYS; }
 
 unsigned long fbp_float_mode_flush(void)
 {
@@ -52,6 +75,7 @@ void fbp_float_mode_restore(unsigned long mode) { __asm__ volatile("msr fpcr, %0
 #else
 
 unsigned fbp_cpu_features(void) { return 0; }
+int fbp_cpu_cache_ways(void) { return USUAL_WAYS; }
 unsigned long fbp_float_mode_flush(void) { return 0; }
 void fbp_float_mode_restore(unsigned long mode) { (void)mode; }
 

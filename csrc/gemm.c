@@ -1,4 +1,5 @@
 #include "gemm.h"
+#include "cpu.h"
 #include <assert.h>
 
 static ptrdiff_t min(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
@@ -34,16 +35,17 @@ static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 
 static ptrdiff_t line(const fbp_kernels *t) { return 64 / (ptrdiff_t)t->size; }   /* elements of a cache line */
 
-enum { WORTH_COPYING = 32 };   /* terms */
+enum { WORTH_COPYING = 32, MANY_WAYS = 12 };   /* terms; of the first cache */
 
 /* A is used where it lies unless so many panels of B pass over it that a copy pays: soon if its rows, or columns, fall into the same sets of the
- * caches, and if the lines that a tile takes of columns, in part, have left the second cache before the next one wants the rest. */
+ * caches, where the rows of a tile find room only if the first one has many ways, and if the lines that a tile takes of columns, in part, have left
+ * the second cache before the next one wants the rest. */
 static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *q)
 {
     if (q->k < WORTH_COPYING) return 0;
     const int by_rows = q->a.col == 1;
     const ptrdiff_t stride = (by_rows ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
-    const int same = stride % (by_rows ? 4096 : 1024) == 0, far = (size_t)(q->k * stride) > 4 * t->a_bytes;
+    const int same = by_rows ? stride % 4096 == 0 && fbp_cpu_cache_ways() < MANY_WAYS : stride % 1024 == 0, far = (size_t)(q->k * stride) > 4 * t->a_bytes;
     const int panels = by_rows ? (same ? 4 : 47) : far ? (same ? 1 : 2) : (same ? 4 : 7);
     return n > panels * t->nr;
 }
