@@ -195,7 +195,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
         if ((does) & ADDS) VECTORS(nv) acc[i][v] += LOAD(c, v); \
         if ((does) & DESCENDS) VECTORS(nv) { \
             acc[i][v] = v_fma(v_set(minus_rate), acc[i][v], LOAD(c, v)); \
-            check += acc[i][v] - acc[i][v]; } \
+            check = v_fma(acc[i][v], (vreal){0}, check); } \
         if ((does) & BIASES) VECTORS(nv) acc[i][v] += LOAD(bias, v); \
         if ((does) & RECTIFIES) VECTORS(nv) acc[i][v] = relu(acc[i][v], 0); \
         if ((does) & MASKS) { VECTORS(nv) acc[i][v] = relu_backward(LOAD(y, v), acc[i][v], 0); NEXT(y, ldy) } \
@@ -396,7 +396,8 @@ static int pays_by_rows(const fbp_block *q)
     return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !(q->epilogue && q->epilogue->sums);
 }
 
-/* A product of few terms: a vector of every row of B stays in registers while the rows of A pass over them. The same chains as in a tile. */
+/* A product of few terms: a vector of every row of B, or two, stays in registers while the rows of A pass over them. The same chains as in a tile. */
+enum { PAIRED_TERMS = 11 };
 #if VBYTES == 64
 enum { TERMS = 20 };
 #elif defined(__aarch64__)
@@ -405,55 +406,71 @@ enum { TERMS = 16 };
 enum { TERMS = 8 };
 #endif
 
-static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp_block *block)
+/* Rows [i0, end) and nv vectors of columns from j on, the last of r columns. Returns NaN where a number is not finite. */
+static ALWAYS_INLINE vreal few_terms_at(const int k, const int by_columns, const int nv, const fbp_block *block, const fbp_epilogue *epilogue, int does,
+                                        ptrdiff_t i0, ptrdiff_t end, ptrdiff_t j, ptrdiff_t r)
 {
     enum { ROWS = 4 };             /* at a time */
     const fbp_block q = *block;    /* copies: what is stored to C cannot change them */
-    const ptrdiff_t near = VBYTES < 64 && (size_t)q.ldc * sizeof(real) % 1024 == 0 ? 8 : 32;   /* rows of C whose lines, begun by one vector, the next one still finds */
-    const fbp_epilogue e = q.epilogue ? *q.epilogue : (fbp_epilogue){0};
-    const int does = what_it_does(block);   /* column sums are of rows only, steps along columns: of an input's gradient and a weight's */
-    assert(by_columns ? q.a_row == 1 && !(does & SUMS) : q.a_col == 1 && !(does & DESCENDS));
+    const fbp_epilogue e = *epilogue;
     const ptrdiff_t ldy = e.y ? e.ldy : 0;
     const real minus_rate = (real)-q.rate;
-    vreal check = {0};   /* NaN where a number is not finite */
-    for (ptrdiff_t i0 = 0; i0 < q.m; i0 += near) {
-        const ptrdiff_t end = q.m - i0 < near ? q.m : i0 + near;
-        for (ptrdiff_t j = 0; j < q.n; j += VL) {
-            const ptrdiff_t r = q.n - j < VL ? q.n - j : VL;
-            const real *from = q.b + j / NR * q.b_panel + j % NR;
-            vreal b[TERMS];
-            _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) b[p] = v_part(from + p * q.b_row, r);
-            const vreal bias = does & BIASES ? v_part(e.bias + j, r) : (vreal){0};
-            vreal sum = !by_columns && does & SUMS ? v_part(e.sums + j, r) : (vreal){0};
-            const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y ? e.y + i0 * ldy + j : NULL;
-            real *c = q.c + i0 * q.ldc + j;
-#define EACH _Pragma("GCC unroll 4") for (int l = 0; l < rows; l++)
+    const real *from = q.b + j / NR * q.b_panel + j % NR;
+    vreal b[TERMS][NV], bias[NV], sum[NV], check = {0};
+#define VECTORS _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++)
+#define LOAD(p) v_part((p) + v * VL, v == nv - 1 ? r : VL)
+    _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) VECTORS b[p][v] = LOAD(from + p * q.b_row);
+    VECTORS bias[v] = does & BIASES ? LOAD(e.bias + j) : (vreal){0};
+    VECTORS sum[v] = !by_columns && does & SUMS ? LOAD(e.sums + j) : (vreal){0};
+    const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y ? e.y + i0 * ldy + j : NULL;
+    real *c = q.c + i0 * q.ldc + j;
+#define EACH _Pragma("GCC unroll 4") for (int l = 0; l < rows; l++) VECTORS
 #define PASS(count) { \
-                enum { rows = count }; \
-                vreal acc[rows]; \
-                EACH acc[l] = does & CONTINUES ? v_part(c + l * q.ldc, r) : (vreal){0}; \
-                const real *at = a; \
-                _Pragma("GCC unroll 20") for (int p = 0; p < k; p++, at += by_columns ? q.a_col : 1) \
-                    EACH acc[l] = v_fma(v_set(at[by_columns ? l : l * q.a_row]), b[p], acc[l]); \
-                if (does & ADDS) EACH acc[l] += v_part(c + l * q.ldc, r); \
-                if (by_columns && does & DESCENDS) EACH { \
-                    acc[l] = v_fma(v_set(minus_rate), acc[l], v_part(c + l * q.ldc, r)); \
-                    check += acc[l] - acc[l]; } \
-                if (does & BIASES) EACH acc[l] += bias; \
-                if (does & RECTIFIES) EACH acc[l] = relu(acc[l], 0); \
-                if (does & MASKS) EACH acc[l] = relu_backward(v_part(y + l * ldy, r), acc[l], 0); \
-                if (!by_columns && does & SUMS) EACH sum += acc[l]; \
-                EACH v_put(c + l * q.ldc, acc[l], r); \
-                a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * ldy; }
-            ptrdiff_t i = i0;
-            for (; i + ROWS <= end; i += ROWS) PASS(ROWS)
-            for (; i < end; i++) PASS(1)
-            if (!by_columns && does & SUMS) v_put(e.sums + j, sum, r);
-#undef EACH
+        enum { rows = count }; \
+        vreal acc[rows][NV]; \
+        EACH acc[l][v] = does & CONTINUES ? LOAD(c + l * q.ldc) : (vreal){0}; \
+        const real *at = a; \
+        _Pragma("GCC unroll 20") for (int p = 0; p < k; p++, at += by_columns ? q.a_col : 1) \
+            EACH acc[l][v] = v_fma(v_set(at[by_columns ? l : l * q.a_row]), b[p][v], acc[l][v]); \
+        if (does & ADDS) EACH acc[l][v] += LOAD(c + l * q.ldc); \
+        if (by_columns && does & DESCENDS) EACH { \
+            acc[l][v] = v_fma(v_set(minus_rate), acc[l][v], LOAD(c + l * q.ldc)); \
+            check = v_fma(acc[l][v], (vreal){0}, check); } \
+        if (does & BIASES) EACH acc[l][v] += bias[v]; \
+        if (does & RECTIFIES) EACH acc[l][v] = relu(acc[l][v], 0); \
+        if (does & MASKS) EACH acc[l][v] = relu_backward(LOAD(y + l * ldy), acc[l][v], 0); \
+        if (!by_columns && does & SUMS) EACH sum[v] += acc[l][v]; \
+        EACH v_put(c + l * q.ldc + v * VL, acc[l][v], v == nv - 1 ? r : VL); \
+        a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * ldy; }
+    ptrdiff_t i = i0;
+    for (; i + ROWS <= end; i += ROWS) PASS(ROWS)
+    for (; i < end; i++) PASS(1)
+    if (!by_columns && does & SUMS) VECTORS v_put(e.sums + j + v * VL, sum[v], v == nv - 1 ? r : VL);
 #undef PASS
+#undef EACH
+#undef LOAD
+#undef VECTORS
+    return check;
+}
+
+static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp_block *q)
+{
+    const int pairs = VBYTES == 64 && k <= PAIRED_TERMS;
+    const ptrdiff_t near = VBYTES < 64 && (size_t)q->ldc * sizeof(real) % 1024 == 0 ? 8 : 32;   /* rows of C whose lines, begun by one vector, the next one still finds */
+    const fbp_epilogue e = q->epilogue ? *q->epilogue : (fbp_epilogue){0};
+    const int does = what_it_does(q);   /* column sums are of rows only, steps along columns: of an input's gradient and a weight's */
+    assert(by_columns ? q->a_row == 1 && !(does & SUMS) : q->a_col == 1 && !(does & DESCENDS));
+    vreal check = {0};
+    for (ptrdiff_t i0 = 0; i0 < q->m; i0 += near) {
+        const ptrdiff_t end = q->m - i0 < near ? q->m : i0 + near;
+        for (ptrdiff_t j = 0, columns; j < q->n; j += columns) {
+            const ptrdiff_t rest = q->n - j;
+            columns = pairs && rest > VL ? 2 * VL : VL;
+            const ptrdiff_t r = rest < columns ? rest - (columns - VL) : VL;
+            check += pairs && rest > VL ? few_terms_at(k, by_columns, NV, q, &e, does, i0, end, j, r) : few_terms_at(k, by_columns, 1, q, &e, does, i0, end, j, r);
         }
     }
-    if (by_columns && does & DESCENDS && v_any(check)) *q.not_finite = 1;
+    if (by_columns && does & DESCENDS && v_any(check)) *q->not_finite = 1;
 }
 
 #define FEW_TERMS(k) \
