@@ -493,7 +493,8 @@ static int pays_by_terms(const fbp_block *q)
 {
     if (q->k < LAST) return 1;
     if (by_columns(q) && (q->a_row != 1 || (q->epilogue && q->epilogue->sums))) return 0;
-    return q->k <= TERMS && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row;
+    const ptrdiff_t most = VBYTES == 64 && q->n > VL ? PAIRED_TERMS : TERMS;
+    return q->k <= most && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row;
 }
 
 static void block(const fbp_block *q)
