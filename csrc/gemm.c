@@ -50,13 +50,13 @@ static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *
     return n > panels * t->nr;
 }
 
-/* B must be packed when its rows are not contiguous, and is when enough of A passes over it, unless all of it stays in the second
- * cache as it lies: then only for more rows, or where its own fall into the same sets. */
+/* B must be packed when its rows are not contiguous, and is when enough of A passes over it, unless it stays in the second cache as it lies,
+ * which is less certain the more rows of C pass too. Where its own rows fall into the same sets it does not stay. */
 static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_product *q)
 {
     if (q->b.col != 1) return 1;
-    const size_t stride = (size_t)q->b.row * t->size, bytes = (size_t)q->k * stride;
-    return m > 3 * t->mr && (stride % 4096 == 0 || bytes > (m > 12 * t->mr ? 1 : 4) * t->a_bytes);
+    const size_t stride = (size_t)q->b.row * t->size, b = (size_t)q->k * stride, c = (size_t)(m * q->n) * t->size;
+    return m > 3 * t->mr && (stride % 4096 == 0 || (b > t->a_bytes && (m > 12 * t->mr || b + c > 4 * t->a_bytes)));
 }
 
 /* Between panels of A: with room for the vector that the last row may write past its end, and an odd number of cache lines, so that neighbours
