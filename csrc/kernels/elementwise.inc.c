@@ -356,7 +356,12 @@ static void softmax_forward(ptrdiff_t B, ptrdiff_t n, const real *x, real *y)
 {
     for (ptrdiff_t i = 0; i < B; i++, x += n, y += n) {
         const double part = 1 / row_exp(n, x, row_max(n, x), y);
-        for (ptrdiff_t j = 0; j < n; j++) y[j] = (real)(y[j] * part);
+        const real high = (real)part, low = (real)(part - high);   /* y * part without a conversion to double and back */
+        for (ptrdiff_t j = 0; j < n; j += VL) {
+            const ptrdiff_t r = n - j < VL ? n - j : VL;
+            const vreal e = v_part(y + j, r);
+            v_put(y + j, sizeof(real) == sizeof(double) ? e * high : v_fma(e, v_set(high), e * low), r);
+        }
     }
 }
 
