@@ -18,9 +18,9 @@ static ALWAYS_INLINE void map(ptrdiff_t n, const real *x, real alpha, real *y, u
 {
     const ptrdiff_t whole = n / VL * VL;
     if (whole < n) v_store_n(y + whole, f(v_load_n(x + whole, n - whole), alpha), n - whole);
-    const ptrdiff_t step = whole > 0 && meets_its_stores(x, y) ? -VL : VL;
-    if (step < 0) x += whole - VL, y += whole - VL;
-    for (ptrdiff_t i = 0; i < whole; i += VL, x += step, y += step) v_store(y, f(v_load(x), alpha));
+    const int back = meets_its_stores(x, y);
+    const ptrdiff_t step = back ? -VL : VL;
+    for (ptrdiff_t i = back ? whole - VL : 0; 0 <= i && i < whole; i += step) v_store(y + i, f(v_load(x + i), alpha));
 }
 
 static ALWAYS_INLINE void map_backward(ptrdiff_t n, const real *s, const real *dy, real alpha, int add, real *dx, unary_backward *f)

@@ -326,12 +326,12 @@ enum { FEW = 6, STREAMS = 8 };
 static ALWAYS_INLINE void add_streams(const int m, const int nv, const int count, const real (*a)[STREAMS], const vreal (*x)[STREAMS], const real *b,
                                       ptrdiff_t b_row, real *c, ptrdiff_t ldc, ptrdiff_t r, int fresh)
 {
-    vreal acc[FEW][2];
+    vreal acc[FEW][NV];
 #define EACH _Pragma("GCC unroll 6") for (int i = 0; i < m; i++) _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++)
 #define PART(from) v_part((from) + v * VL, v == nv - 1 ? r : VL)
     EACH acc[i][v] = fresh ? (vreal){0} : PART(c + i * ldc);
     _Pragma("GCC unroll 8") for (int l = 0; l < count; l++) {
-        vreal row[2];
+        vreal row[NV];
         _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++) row[v] = PART(b + l * b_row);
         EACH acc[i][v] = v_fma(x ? x[i][l] : v_set(a[i][l]), row[v], acc[i][v]);
     }
@@ -364,7 +364,7 @@ static ALWAYS_INLINE void few_rows(const int m, const fbp_block *q)
                 ADD(1, r)
                 j = r;
             }
-            for (; !kept && j + 2 * VL <= end; j += 2 * VL) ADD(2, VL)
+            for (; !kept && j + NR <= end; j += NR) ADD(NV, VL)
             for (; j < end; j += VL) ADD(1, end - j < VL ? end - j : VL)
 #undef ADD
         }
@@ -465,9 +465,10 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
         const ptrdiff_t end = q->m - i0 < near ? q->m : i0 + near;
         for (ptrdiff_t j = 0, columns; j < q->n; j += columns) {
             const ptrdiff_t rest = q->n - j;
-            columns = pairs && rest > VL ? 2 * VL : VL;
+            const int pair = pairs && rest > VL;
+            columns = pair ? NR : VL;
             const ptrdiff_t r = rest < columns ? rest - (columns - VL) : VL;
-            check += pairs && rest > VL ? few_terms_at(k, by_columns, NV, q, &e, does, i0, end, j, r) : few_terms_at(k, by_columns, 1, q, &e, does, i0, end, j, r);
+            check += pair ? few_terms_at(k, by_columns, NV, q, &e, does, i0, end, j, r) : few_terms_at(k, by_columns, 1, q, &e, does, i0, end, j, r);
         }
     }
     if (by_columns && does & DESCENDS && v_any(check)) *q->not_finite = 1;

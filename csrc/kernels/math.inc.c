@@ -9,7 +9,8 @@
  * All lanes run the same branch-free IEEE operations, so a result depends on the argument only: not on its lane, the vector
  * width or the instruction set (as long as that has FMA, see simd.h). Arguments for which a result is known, like e^1000,
  * run through the formula as well; what comes out is replaced at the end, which costs less latency than a clamp at the
- * start. These comparisons are false for NaN, which therefore passes through the formula to the result.
+ * start; tanh, which is clamped, has nothing to replace. Comparisons are false for NaN, which therefore passes through the
+ * formula to the result.
  *
  * The figures at the functions are the largest errors in ULP of the exact value: for float over all 2^32 arguments, in
  * brackets for double over 10^7 random and special ones. Without FMA they are at most 0.7 larger, but 5.2 for gelu in

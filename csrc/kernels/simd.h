@@ -267,7 +267,6 @@ static ALWAYS_INLINE vreal v_copysign(vreal magnitude, vreal sign)
  * ---- i % PIECE * stride: fewer pointers than registers ---- */
 
 enum { PIECE = 16 / sizeof(real), PATCH = VBYTES >= 32 ? 2 * PIECE : PIECE };   /* a piece is what one 128-bit load brings */
-typedef real vpiece __attribute__((vector_size(16)));
 typedef real vpiece_unaligned __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));
 typedef real vpatch __attribute__((vector_size(PATCH * sizeof(real))));
 typedef real vpatch_unaligned __attribute__((vector_size(PATCH * sizeof(real)), aligned(sizeof(real)), may_alias));
