@@ -165,7 +165,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
     if (copies_a || passing) a_copy = (char *)scratch + scratch_b(t, q->n, q->k), c_block = (char *)a_copy + scratch_a(t, q->m, q->k);
     for (ptrdiff_t j = j0; j < j1; j += columns) {
         const ptrdiff_t n = min(columns, j1 - j);
-        const ptrdiff_t whole = packs_b ? 0 : t->whole_panels ? n / t->nr * t->nr : n;   /* columns that B's own rows serve */
+        const ptrdiff_t whole = packs_b ? 0 : i1 - i0 <= t->masked_rows ? n : n / t->nr * t->nr;   /* columns that B's own rows serve */
         for (ptrdiff_t p = 0; p == 0 || p < q->k; p += depth) {
             const ptrdiff_t k = min(depth, q->k - p);
             const fbp_matrix b = {fbp_at(t, q->b.p, p * q->b.row + j * q->b.col), q->b.row, q->b.col};

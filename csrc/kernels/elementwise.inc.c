@@ -261,7 +261,13 @@ static double sum_of_squares(ptrdiff_t n, const real *x) { return dot(n, x, x); 
 
 static ALWAYS_INLINE void lanes_add(double *lane, ptrdiff_t at, vreal v)
 {
-    for (ptrdiff_t i = 0; i < VL; i++) lane[at + i] += (double)v[i];
+    EACH_DOUBLE {
+        vdouble sums;
+        double *from = lane + at + h * (VL / DOUBLES);
+        memcpy(&sums, from, sizeof sums);
+        sums += v_widen(v, h);
+        memcpy(from, &sums, sizeof sums);
+    }
 }
 
 static real row_max(ptrdiff_t n, const real *x)
@@ -352,17 +358,43 @@ static ALWAYS_INLINE void store_lanes(ptrdiff_t r, ptrdiff_t n, const vreal *x, 
     }
 }
 
+/* e (high + low), a factor in double, without a conversion to double and back */
+static ALWAYS_INLINE vreal v_scaled(vreal e, vreal high, vreal low)
+{
+    return DOUBLES == 1 ? e * high : v_fma(e, high, e * low);
+}
+
+static ALWAYS_INLINE void softmax_lanes(ptrdiff_t r, ptrdiff_t n, const real *x, real *y)
+{
+    vreal e[SHORT];
+    vdouble total[DOUBLES] = {0}, part[DOUBLES];
+    const vreal max = load_lanes(r, n, x, e);
+    for (ptrdiff_t j = 0; j < n; j++) {
+        e[j] = v_exp(e[j] - max);
+        EACH_DOUBLE total[h] += v_widen(e[j], h);
+    }
+    EACH_DOUBLE part[h] = 1 / total[h];
+    const vreal high = v_narrow(part);
+    EACH_DOUBLE part[h] -= v_widen(high, h);
+    const vreal low = v_narrow(part);
+    for (ptrdiff_t j = 0; j < n; j++) e[j] = v_scaled(e[j], high, low);
+    store_lanes(r, n, e, y);
+}
+
+static void softmax_row(ptrdiff_t n, const real *x, real *y)
+{
+    const double part = 1 / row_exp(n, x, row_max(n, x), y);
+    const vreal high = v_set((real)part), low = v_set((real)(part - (double)(real)part));
+    for (ptrdiff_t j = 0; j < n; j += VL) {
+        const ptrdiff_t r = n - j < VL ? n - j : VL;
+        v_put(y + j, v_scaled(v_part(y + j, r), high, low), r);
+    }
+}
+
 static void softmax_forward(ptrdiff_t B, ptrdiff_t n, const real *x, real *y)
 {
-    for (ptrdiff_t i = 0; i < B; i++, x += n, y += n) {
-        const double part = 1 / row_exp(n, x, row_max(n, x), y);
-        const real high = (real)part, low = (real)(part - high);   /* y * part without a conversion to double and back */
-        for (ptrdiff_t j = 0; j < n; j += VL) {
-            const ptrdiff_t r = n - j < VL ? n - j : VL;
-            const vreal e = v_part(y + j, r);
-            v_put(y + j, sizeof(real) == sizeof(double) ? e * high : v_fma(e, v_set(high), e * low), r);
-        }
-    }
+    if (n <= SHORT) for (ptrdiff_t i = 0; i < B; i += VL) softmax_lanes(B - i < VL ? B - i : VL, n, x + i * n, y + i * n);
+    else for (ptrdiff_t i = 0; i < B; i++) softmax_row(n, x + i * n, y + i * n);
 }
 
 static void softmax_backward(ptrdiff_t B, ptrdiff_t n, const real *y, const real *dy, int add, real *dx)

@@ -14,8 +14,9 @@ enum { MR = 6, NV = 2 };
 #endif
 #define NR (NV * (int)VL)
 
-/* Where a load under a mask costs no more than any other, the last vector of B takes only what exists. */
-enum { WHOLE_PANELS = VBYTES < 64 };
+/* Rows of A up to which the last, ragged panel of B is read where it lies, under a mask; for more of them it is copied, unless such a load costs
+ * no more than any other. */
+enum { MASKED_ROWS = VBYTES == 64 ? 1 << 30 : VBYTES == 32 ? 8 * MR : 0 };
 
 /* Cache blocks. A panel of B (DEPTH x NR) streams from the second cache beside a block of A that stays there; a deep block
  * visits C seldom. */
@@ -116,7 +117,7 @@ static int what_it_does(const fbp_block *q)
     return start | far | (e ? (e->bias != NULL) * BIASES | (e->act == FBP_RELU) * (e->y ? MASKS : RECTIFIES) | (e->sums != NULL) * SUMS : 0);
 }
 
-enum { WHOLE, RAGGED, HALF };   /* what exists of a tile's last vector: all, a part, at most half of it */
+enum { WHOLE, RAGGED, HALF, PADDED };   /* what exists of a tile's last vector: all, a part, at most half of it; a part in C, all in B */
 
 /* One tile of `mr` rows and `nv` vectors, the last of them `ragged` as above, of an A by rows (a_col 1) or by columns (a_row 1): compile-time
  * constants where this is inlined. soon: from here on memory is fetched to the second cache, a row of a panel in STEPS terms. nr: columns that exist.
@@ -148,7 +149,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
     vhalf half[MR];
     if (ragged == HALF) ROWS half[i] = v_low(acc[i][nv - 1]);
     vreal bv[LAST][NV];
-#define LOAD_B(p) VECTORS(nv) bv[p][v] = WHOLE_PANELS ? v_load(b + (p) * b_row + v * VL) : LOAD(b + (p) * b_row, v)
+#define LOAD_B(p) VECTORS(nv) bv[p][v] = ragged == PADDED ? v_load(b + (p) * b_row + v * VL) : LOAD(b + (p) * b_row, v)
 #define TERM(from, p) { \
         const real *ai = from; \
         const vreal x = v_set(*ai); \
@@ -235,14 +236,17 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 #if VBYTES == 64
 #define TILES(mr, nv) BOTH_TILES(mr, nv, WHOLE) BOTH_TILES(mr, nv, RAGGED) BOTH_TILES(mr, nv, HALF)
 #define NAMES(mr, nv) { BOTH_NAMES(mr, nv, WHOLE), BOTH_NAMES(mr, nv, RAGGED), BOTH_NAMES(mr, nv, HALF) }
+#elif VBYTES == 32
+#define TILES(mr, nv) BOTH_TILES(mr, nv, WHOLE) BOTH_TILES(mr, nv, RAGGED) BOTH_TILES(mr, nv, PADDED)
+#define NAMES(mr, nv) { BOTH_NAMES(mr, nv, WHOLE), BOTH_NAMES(mr, nv, RAGGED), { NULL }, BOTH_NAMES(mr, nv, PADDED) }
 #else
-#define TILES(mr, nv) BOTH_TILES(mr, nv, WHOLE) BOTH_TILES(mr, nv, RAGGED)
-#define NAMES(mr, nv) { BOTH_NAMES(mr, nv, WHOLE), BOTH_NAMES(mr, nv, RAGGED) }
+#define TILES(mr, nv) BOTH_TILES(mr, nv, WHOLE) BOTH_TILES(mr, nv, PADDED)
+#define NAMES(mr, nv) { BOTH_NAMES(mr, nv, WHOLE), { NULL }, { NULL }, BOTH_NAMES(mr, nv, PADDED) }
 #endif
 #define ROW_OF_TILES(mr) TILES(mr, 1) TILES(mr, 2)
 #define ROW_OF_NAMES(mr) { NAMES(mr, 1), NAMES(mr, 2) },
 EACH_MR(ROW_OF_TILES)
-static void (*const tiles[MR][NV][HALF + 1][2])(const fbp_block *, int, const real *, const real *, const real *, real *, ptrdiff_t, ptrdiff_t,
+static void (*const tiles[MR][NV][PADDED + 1][2])(const fbp_block *, int, const real *, const real *, const real *, real *, ptrdiff_t, ptrdiff_t,
                                                 ptrdiff_t) = {
     EACH_MR(ROW_OF_NAMES)
 };
@@ -514,7 +518,8 @@ static void block(const fbp_block *q)
         assert(q->k >= LAST);
         for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
             const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR, lacks = (nr + VL - 1) / VL * VL - nr;
-            const int ragged = lacks == 0 ? WHOLE : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
+            const int padded = VBYTES < 64 && !(MASKED_ROWS && q->b_panel == NR);   /* a copy; of one term, it may be masked as well */
+            const int ragged = lacks == 0 ? WHOLE : padded ? PADDED : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
             /* The first tiles beside a panel of a packed B fetch a part of the next panel each. */
             const real *a = q->a, *panel = q->b_row != NR ? b : j + NR < q->n ? b + q->b_panel : q->b, *soon = panel;
             for (ptrdiff_t i = 0, mr; i < q->m; i += mr, a += mr == MR ? q->a_panel : mr * q->a_row, soon += part) {

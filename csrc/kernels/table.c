@@ -19,7 +19,7 @@
 
 extern const fbp_kernels NAME(FBP_ISA, FBP_SUFFIX);
 const fbp_kernels NAME(FBP_ISA, FBP_SUFFIX) = {
-    .isa = STRING(FBP_ISA), .size = sizeof(real), .mr = MR, .nr = NR, .whole_panels = WHOLE_PANELS, .depth = DEPTH, .nc = NC, .a_bytes = A_BYTES,
+    .isa = STRING(FBP_ISA), .size = sizeof(real), .mr = MR, .nr = NR, .masked_rows = MASKED_ROWS, .depth = DEPTH, .nc = NC, .a_bytes = A_BYTES,
 #define X(type, name, args) .name = name,
     FBP_KERNELS(X)
 #undef X

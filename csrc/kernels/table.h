@@ -45,8 +45,8 @@ typedef struct {
 
 /* C (m, n) = [start] + A (m, k) B (k, n), then the epilogue (or NULL).
  * A lies in panels of mr rows: element (i, p) of a panel at a[i*a_row + p*a_col], panels a_panel apart.
- * B lies in panels of `nr` columns: row p of a panel at b + p*b_row, panels b_panel apart; the last panel is readable over
- * its whole width if the table asks for `whole_panels`. */
+ * B lies in panels of `nr` columns: row p of a panel at b + p*b_row, panels b_panel apart; the last panel of a copy, which only
+ * products of up to `masked_rows` rows do without, is readable over its whole width. */
 typedef struct {
     ptrdiff_t m, n, k;
     const R *a;
@@ -120,7 +120,7 @@ typedef struct {
     const char *isa;
     size_t size;            /* bytes per element */
     int mr, nr;             /* register tile */
-    int whole_panels;       /* 1: reads B beyond its last column */
+    int masked_rows;        /* m up to which B's last panel may lie anywhere */
     ptrdiff_t depth, nc;    /* cache blocks: k of both, columns of B */
     size_t a_bytes;         /* a block of A, in the second cache */
 #define X(type, name, args) type (*name) args;
