@@ -100,10 +100,11 @@ static int same_sets(const fbp_kernels *t, ptrdiff_t stride) { return stride * (
 
 static int sums_up(const fbp_product *q) { return q->epilogue && q->epilogue->sums; }
 
-/* A transposed B that few rows pass over. */
+/* A transposed B that few rows pass over; from beyond the second cache it comes once, and a copy would take as long as some more rows. */
 static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
 {
-    return m <= 3 && !sums_up(q) && !same_sets(t, q->b.col) && q->b.row == 1 && q->b.col != 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+    const int far = (size_t)(q->n * q->k) * t->size > 4 * t->a_bytes;
+    return m <= (far ? 6 : 3) && !sums_up(q) && !same_sets(t, q->b.col) && q->b.row == 1 && q->b.col != 1 && q->start == FBP_STORE && !q->chunked && !q->done;
 }
 
 /* One column: one row over the transposed A. */

@@ -257,11 +257,12 @@ def test_linear_forward_and_backward_are_within_the_gauge_bound(isa, dtype):
 @pytest.mark.parametrize("columns", [500, 1000, 1030, 2100])
 def test_few_rows_over_a_large_matrix_are_those_of_a_tall_product(isa, dtype, rng, act, columns):
     """Two blocks in depth, ragged columns, rows of the matrix less and more than a page apart; the matrix itself and views of a wider one, whose rows
-    are whole cache lines apart and begin anywhere in them"""
+    are whole cache lines apart and begin anywhere in them; and transposed"""
     line = 64 // np.dtype(dtype).itemsize
     a, wider, bias = rng.normal(size=(17, 1100)), rng.normal(size=(1100, (columns + 2 * line - 1) // line * line)), rng.normal(size=columns)
     a, wider, bias = (array.astype(dtype) for array in (a, wider, bias))
-    for b in (wider[:, 1 : 1 + columns].copy(), *(wider[:, at : at + columns] for at in (0, 1, line // 2, line - 1))):
+    by_columns = np.asfortranarray(wider[:, :columns])
+    for b in (wider[:, 1 : 1 + columns].copy(), *(wider[:, at : at + columns] for at in (0, 1, line // 2, line - 1)), by_columns):
         tall = _core.matmul(a, b, np.empty((17, columns), dtype), bias, _core.ACTIVATIONS[act])
         for m in range(1, 8):
             np.testing.assert_array_equal(_core.matmul(a[:m], b, np.empty((m, columns), dtype), bias, _core.ACTIVATIONS[act]), tall[:m])

@@ -263,15 +263,17 @@ static void activate(const fbp_block *q, const fbp_epilogue *e)
     }
 }
 
+enum { FEW = 6 };   /* rows of A: too few to pay for a copy of B */
+
 /* `mr` rows of A by `patches` * PATCH columns of a transposed B that is too rarely used to be packed: every patch is transposed in
  * registers. The same chains as in a tile. `whole`: all columns exist. */
 static ALWAYS_INLINE void strip(const int mr, const int patches, const int whole, const fbp_block *q, ptrdiff_t j, real *c, ptrdiff_t ldc)
 {
     enum { GROUPS = PATCH / PIECE };
-    const real *column[4][PATCH], *group[4][GROUPS], *a[3];
-    vpatch acc[3][4], t[PIECE];
-#define EACH _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++)
-    _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) a[i] = q->a + i * q->a_row;
+    const real *column[4][PATCH], *group[4][GROUPS], *a[FEW];
+    vpatch acc[FEW][4], t[PIECE];
+#define EACH _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++)
+    _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) a[i] = q->a + i * q->a_row;
     _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++) {
         find_columns(q->b, q->b_panel, q->n, j + v * PATCH, column[v]);
         for (int g = 0; g < GROUPS; g++) group[v][g] = column[v][g * PIECE];
@@ -283,34 +285,37 @@ static ALWAYS_INLINE void strip(const int mr, const int patches, const int whole
             if (whole) v_transpose_groups(group[v], q->b_panel, t);
             else v_transpose(column[v], p, t);
             _Pragma("GCC unroll 4") for (int l = 0; l < PIECE; l++)
-                _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) acc[i][v] = v_fma_patch(a[i][l * q->a_col], t[l], acc[i][v]);
+                _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) acc[i][v] = v_fma_patch(a[i][l * q->a_col], t[l], acc[i][v]);
             for (int g = 0; g < GROUPS; g++) group[v][g] += PIECE;
         }
-        _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) a[i] += PIECE * q->a_col;
+        _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) a[i] += PIECE * q->a_col;
     }
     for (; p < q->k; p++) {
         EACH acc[i][v] = v_fma_patch(*a[i], one_of_each(column[v], p), acc[i][v]);
-        _Pragma("GCC unroll 4") for (int i = 0; i < mr; i++) a[i] += q->a_col;
+        _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) a[i] += q->a_col;
     }
     EACH v_put_patch(c + i * ldc + v * PATCH, acc[i][v]);
 #undef EACH
 }
 
-/* At most 3 rows, stored; b[p + j*b_panel]. */
+/* At most FEW rows, stored; b[p + j*b_panel]. */
 static void strips(const fbp_block *q)
 {
     enum { WIDE = 4 * PATCH };
-    assert(0 < q->m && q->m <= 3 && q->n > 0 && q->start == FBP_STORE);
+    assert(0 < q->m && q->m <= FEW && q->n > 0 && q->start == FBP_STORE);
     const fbp_epilogue *e = q->epilogue;
-    const ptrdiff_t most = q->m == 1 ? 4 * PATCH : 2 * PATCH;
+    const ptrdiff_t most = q->m == 1 ? 4 * PATCH : q->m <= 3 ? 2 * PATCH : PATCH;   /* columns: what the registers hold */
     for (ptrdiff_t j = 0, n; j < q->n; j += n) {
         const ptrdiff_t rest = q->n - j;
-        real room[3 * WIDE];
+        real room[FEW * WIDE];
         n = rest >= most ? most : rest < PATCH ? rest : PATCH;
 #define STRIP(m, patches) (n == most ? strip(m, patches, 1, q, j, room, WIDE) : strip(m, 1, n == PATCH, q, j, room, WIDE))
         if (q->m == 1) STRIP(1, 4);
         else if (q->m == 2) STRIP(2, 2);
-        else STRIP(3, 2);
+        else if (q->m == 3) STRIP(3, 2);
+        else if (q->m == 4) STRIP(4, 1);
+        else if (q->m == 5) STRIP(5, 1);
+        else STRIP(6, 1);
 #undef STRIP
         for (ptrdiff_t i = 0; i < q->m; i++)
             for (ptrdiff_t l = 0; l < n; l += VL) {
@@ -324,7 +329,7 @@ static void strips(const fbp_block *q)
 }
 
 /* A few rows over a B that lies in rows and is used once: STREAMS of its rows at a time, along them. The same chains as in a tile. */
-enum { FEW = 6, STREAMS = 8 };
+enum { STREAMS = 8 };
 
 /* `count` terms of m rows and nv vectors of C, the last of r columns. x: the elements of A in every lane, where registers hold them, or NULL. */
 static ALWAYS_INLINE void add_streams(const int m, const int nv, const int count, const real (*a)[STREAMS], const vreal (*x)[STREAMS], const real *b,
@@ -394,7 +399,7 @@ static int pays_by_rows(const fbp_block *q)
     const int in_rows = q->b_panel == NR && q->b_row != NR;
     const size_t bytes = (size_t)(q->k * q->n) * sizeof(real);
     const int far = bytes > 4 * A_BYTES;   /* nearer, tiles are faster; and a little longer if rows are short, but for the fewest rows of A */
-    const int any = (size_t)q->b_row * sizeof(real) >= 4096 || (VBYTES == 64 && bytes > 7 * A_BYTES);
+    const int any = (size_t)q->b_row * sizeof(real) >= 4096 || bytes > 7 * A_BYTES;
     const ptrdiff_t most = any ? FEW : VBYTES == 64 ? FEW / 2 : 1;
     const int one = q->m == 1 && q->n > 6 * NR && q->k > STREAMS;
     return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !(q->epilogue && q->epilogue->sums);
