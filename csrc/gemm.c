@@ -39,14 +39,17 @@ enum { WORTH_COPYING = 32, MANY_WAYS = 12 };   /* terms; of the first cache */
 
 /* A is used where it lies unless so many panels of B pass over it that a copy pays: soon if its rows, or columns, fall into the same sets of the
  * caches, where the rows of a tile find room only if the first one has many ways, and if the lines that a tile takes of columns, in part, have left
- * the second cache before the next one wants the rest. */
+ * the second cache before the next one wants the rest; late if they have not even left the first by much. */
 static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *q)
 {
+    enum { NEAR_BYTES = 128 << 10, NEAR_COLUMNS = 256 };
     if (q->k < WORTH_COPYING) return 0;
     const int by_rows = q->a.col == 1;
     const ptrdiff_t stride = (by_rows ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
-    const int same = by_rows ? stride % 4096 == 0 && fbp_cpu_cache_ways() < MANY_WAYS : stride % 1024 == 0, far = (size_t)(q->k * stride) > 4 * t->a_bytes;
-    const int panels = by_rows ? (same ? 4 : 47) : far ? (same ? 1 : 2) : (same ? 4 : 7);
+    const int same = by_rows ? stride % 4096 == 0 && fbp_cpu_cache_ways() < MANY_WAYS : stride % 1024 == 0;
+    const size_t bytes = (size_t)(q->k * stride);
+    if (!by_rows && !same && stride < 2048 && bytes <= NEAR_BYTES) return n > NEAR_COLUMNS;
+    const int far = bytes > 4 * t->a_bytes, panels = by_rows ? (same ? 4 : 47) : far ? (same ? 1 : 2) : (same ? 4 : 7);
     return n > panels * t->nr;
 }
 
