@@ -35,6 +35,7 @@ static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 
 static ptrdiff_t line(const fbp_kernels *t) { return 64 / (ptrdiff_t)t->size; }   /* elements of a cache line */
 
+enum { SMALL = 128 };   /* rows, columns, terms: every block of any set of kernels holds as many */
 enum { WORTH_COPYING = 32, MANY_WAYS = 12 };   /* terms; of the first cache */
 
 /* A is used where it lies unless so many panels of B pass over it that a copy pays: soon if its rows, or columns, fall into the same sets of the
@@ -58,8 +59,9 @@ static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *
 static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_product *q)
 {
     if (q->b.col != 1) return 1;
+    if (m <= 3 * t->mr) return 0;
     const size_t stride = (size_t)q->b.row * t->size, b = (size_t)q->k * stride, c = (size_t)(m * q->n) * t->size;
-    return m > 3 * t->mr && (stride % 4096 == 0 || (b > t->a_bytes && (m > 12 * t->mr || b + c > 4 * t->a_bytes)));
+    return stride % 4096 == 0 || (b > t->a_bytes && (m > 12 * t->mr || b + c > 4 * t->a_bytes));
 }
 
 /* Between panels of A: with room for the vector that the last row may write past its end, and an odd number of cache lines, so that neighbours
@@ -106,8 +108,9 @@ static int sums_up(const fbp_product *q) { return q->epilogue && q->epilogue->su
 /* A transposed B that few rows pass over; from beyond the second cache it comes once, and a copy would take as long as some more rows. */
 static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
 {
+    if (q->b.col == 1 || m > 6) return 0;
     const int far = (size_t)(q->n * q->k) * t->size > 4 * t->a_bytes;
-    return m <= (far ? 6 : 3) && !sums_up(q) && !same_sets(t, q->b.col) && q->b.row == 1 && q->b.col != 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+    return (m <= 3 || far) && !sums_up(q) && !same_sets(t, q->b.col) && q->b.row == 1 && q->start == FBP_STORE && !q->chunked && !q->done;
 }
 
 /* One column: one row over the transposed A. */
@@ -140,6 +143,29 @@ static fbp_epilogue epilogue_at(const fbp_kernels *t, const fbp_product *q, ptrd
     return e;
 }
 
+/* A range of the product as one block, of operands where they lie. */
+static void gemm_at_once(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, int in_strips)
+{
+    fbp_epilogue e;
+    fbp_block block = {
+        .m = i1 - i0, .n = j1 - j0, .k = q->k,
+        .a = fbp_at(t, q->a.p, i0 * q->a.row), .a_row = q->a.row, .a_col = q->a.col, .a_panel = t->mr * q->a.row,
+        .b = fbp_at(t, q->b.p, j0 * q->b.col), .b_row = q->b.row, .b_panel = in_strips ? q->b.col : t->nr,
+        .c = fbp_at(t, q->c, i0 * q->ldc + j0), .ldc = q->ldc,
+        .start = q->start, .rate = q->rate, .not_finite = q->not_finite, .epilogue = q->epilogue,
+    };
+    if (q->epilogue && (i0 | j0)) e = epilogue_at(t, q, i0, j0), block.epilogue = &e;
+    if (in_strips) t->strips(&block);
+    else t->block(&block);
+    if (q->done) q->done(q->context, i0, i1 - i0, j0, j1 - j0, block.c, q->ldc);
+}
+
+/* Whether it is a single block already, and needs no copy. Small products come often: what is decided here must not take as long as they do. */
+static int is_one_block(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
+{
+    return q->k <= SMALL && m <= SMALL && n <= SMALL && q->k > 0 && !q->passing && (m <= t->masked_rows || n % t->nr == 0);
+}
+
 /* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel. */
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
 {
@@ -147,19 +173,12 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
         gemm_row(t, q, i0, i1);
         return;
     }
-    if (pays_in_strips(t, q, i1 - i0)) {
-        fbp_epilogue e;
-        fbp_block block = {
-            .m = i1 - i0, .n = j1 - j0, .k = q->k,
-            .a = fbp_at(t, q->a.p, i0 * q->a.row), .a_row = q->a.row, .a_col = q->a.col,
-            .b = fbp_at(t, q->b.p, j0 * q->b.col), .b_panel = q->b.col,
-            .c = fbp_at(t, q->c, i0 * q->ldc + j0), .ldc = q->ldc,
-        };
-        if (q->epilogue) e = epilogue_at(t, q, i0, j0), block.epilogue = &e;
-        t->strips(&block);
+    const int in_strips = pays_in_strips(t, q, i1 - i0);
+    const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, q);
+    if (in_strips || (!copies_a && !packs_b && is_one_block(t, q, i1 - i0, j1 - j0))) {
+        gemm_at_once(t, q, i0, i1, j0, j1, in_strips);
         return;
     }
-    const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, q);
     const int flat = packs_b && i1 - i0 <= 2 * t->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */
     const ptrdiff_t depth = block_depth(t, q, flat);
     const int passing = q->passing && q->k <= depth;
