@@ -209,6 +209,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
     else if (mr == MR && end == BIASES) FINISH(BIASES)
     else if (mr == MR && end == (BIASES | RECTIFIES)) FINISH(BIASES | RECTIFIES)
     else if (mr == MR && end == MASKS) FINISH(MASKS)
+    else if (mr == MR && end == (MASKS | SUMS)) FINISH(MASKS | SUMS)
     else if (mr == MR && end == DESCENDS) FINISH(DESCENDS)
     else FINISH(does)
     if (does & SUMS) VECTORS(nv) PUT(sums, v, sum[v]);
@@ -224,12 +225,16 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 #undef ROWS
 }
 
-/* One function per kind of tile, so that the accumulators are registers. */
+/* One function per kind of tile, so that the accumulators are registers. Of the largest it makes `count`, one below the other: a call is a part
+ * of a tile of few terms. */
 #define TILE(mr, nv, ragged, upright) \
     static void tile_##mr##_##nv##_##ragged##_##upright(const fbp_block *q, int does, const real *a, const real *b, const real *soon, real *c, \
-                                                        ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0) \
+                                                        ptrdiff_t nr, ptrdiff_t i0, ptrdiff_t j0, ptrdiff_t count) \
     { \
-        tile(mr, nv, ragged, upright, q, does, a, b, soon, c, nr, i0, j0); \
+        for (;; a += q->a_panel, c += mr * q->ldc, i0 += mr) { \
+            tile(mr, nv, ragged, upright, q, does, a, b, soon, c, nr, i0, j0); \
+            if (mr < MR || --count == 0) break; \
+        } \
     }
 #define BOTH_TILES(mr, nv, ragged) TILE(mr, nv, ragged, 0) TILE(mr, nv, ragged, 1)
 #define BOTH_NAMES(mr, nv, ragged) { tile_##mr##_##nv##_##ragged##_0, tile_##mr##_##nv##_##ragged##_1 }
@@ -247,7 +252,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 #define ROW_OF_NAMES(mr) { NAMES(mr, 1), NAMES(mr, 2) },
 EACH_MR(ROW_OF_TILES)
 static void (*const tiles[MR][NV][PADDED + 1][2])(const fbp_block *, int, const real *, const real *, const real *, real *, ptrdiff_t, ptrdiff_t,
-                                                ptrdiff_t) = {
+                                                    ptrdiff_t, ptrdiff_t) = {
     EACH_MR(ROW_OF_NAMES)
 };
 
@@ -527,11 +532,12 @@ static void block(const fbp_block *q)
             const int ragged = lacks == 0 ? WHOLE : padded ? PADDED : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
             /* The first tiles beside a panel of a packed B fetch a part of the next panel each. */
             const real *a = q->a, *panel = q->b_row != NR ? b : j + NR < q->n ? b + q->b_panel : q->b, *soon = panel;
-            for (ptrdiff_t i = 0, mr; i < q->m; i += mr, a += mr == MR ? q->a_panel : mr * q->a_row, soon += part) {
-                const ptrdiff_t rest = q->m - i;
+            for (ptrdiff_t i = 0, mr, count; i < q->m; i += count * mr, a += mr == MR ? count * q->a_panel : mr * q->a_row, soon += part) {
+                const ptrdiff_t rest = q->m - i, thin = in_rows && 0 < rest % MR && rest % MR < THIN;
                 if (soon >= panel + q->k * NR) soon = b;
-                mr = rest > MR && rest < MR + THIN && in_rows ? (rest + 1) / 2 : rest < MR ? rest : MR;
-                tiles[mr - 1][(nr - 1) / VL][ragged][q->a_col != 1](q, does, a, b, soon, q->c + i * q->ldc + j, nr, i, j);
+                mr = rest < MR ? rest : thin && rest < 2 * MR ? (rest + 1) / 2 : MR;
+                count = mr < MR || does & FAR ? 1 : rest / MR - thin;   /* those that fetch fetch different memory */
+                tiles[mr - 1][(nr - 1) / VL][ragged][q->a_col != 1](q, does, a, b, soon, q->c + i * q->ldc + j, nr, i, j, count);
             }
         }
     }
