@@ -39,7 +39,7 @@ typedef struct {
     int closes;                    /* 1: dy is to be multiplied by act'(y) first: no reader of y did so */
     int transposed;                /* 1: the weight lies as (I, O) */
     int turns;                     /* 1: it may lie so for the time of a call, as nobody else reads it; forward and dw are faster then, dx is not wanted */
-    ptrdiff_t lines;               /* where it then lies if its rows take whole cache lines: an offset behind the parameters */
+    ptrdiff_t parts;               /* where it then lies if every worker has its part: an offset behind the parameters */
     ptrdiff_t weight, bias;        /* offsets in the flat parameters; -1: none. Batchnorm: of running mean and variance */
     ptrdiff_t sums;                /* dense: offset of the bias whose gradient the column sums of dx are; -1: none */
     int summed;                    /* dense: a later operation's `sums` is this one's bias */
@@ -73,7 +73,7 @@ typedef struct {
     int statistics;                /* 1: a training pass changes running statistics */
     ptrdiff_t capacity;            /* rows that the arena holds */
     ptrdiff_t arena;               /* elements */
-    ptrdiff_t extent;              /* of an array like the parameters with `lines` behind them */
+    ptrdiff_t extent;              /* of an array like the parameters with `parts` behind them */
     size_t scratch;                /* bytes per worker */
     double work_per_row;           /* multiply-adds of one forward pass */
 } fbp_program;
@@ -136,12 +136,14 @@ typedef struct {
     const void *value;
 } fbp_csr;
 
-/* As (O, I); as (I, O) in the same place; as (I, O) with rows in whole cache lines, so that threads which share out the columns do not write to
- * each other's lines. */
-enum fbp_turned { FBP_AS_IT_IS, FBP_TURNED, FBP_TURNED_LINES };
+/* As (O, I); as (I, O) in the same place; as an (I, columns) for every worker, one behind the other: threads do not write to each other's cache
+ * lines, nor to those beside them, which processors fetch unasked. */
+enum fbp_turned { FBP_AS_IT_IS, FBP_TURNED, FBP_TURNED_PARTS };
+
+enum { FBP_LINE = 16 };   /* elements of whole cache lines: a worker's fewest columns */
 
 /* Elements from one row of O to the next when rows take whole cache lines; a row of less than one is nothing to share out. */
-static inline ptrdiff_t fbp_line_row(ptrdiff_t O) { return O <= 16 ? O : (O + 15) / 16 * 16; }
+static inline ptrdiff_t fbp_line_row(ptrdiff_t O) { return O <= FBP_LINE ? O : (O + FBP_LINE - 1) / FBP_LINE * FBP_LINE; }
 
 /* One running use of a program: where its values are and what the operations need to know. */
 typedef struct {

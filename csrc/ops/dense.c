@@ -8,26 +8,39 @@ static void *scratch_of(const fbp_frame *f, const fbp_worker *w)
     return (char *)f->scratch + (size_t)w->part * f->program->scratch;
 }
 
-/* Where the weight is in an array like the parameters: its offset and the distance of its rows, which are those of (O, I) or of (I, O). */
+/* Where the weight is in an array like the parameters, or in parts the worker's: its offset, the distance of its rows, which are those of (O, I)
+ * or of (I, O), and which outputs lie there. */
 typedef struct {
-    ptrdiff_t at, row;
+    ptrdiff_t at, row, first, end;
     int transposed;
 } place;
 
-static inline place place_of(const fbp_frame *f, const fbp_op *op, enum fbp_turned turned)
+static place place_of(const fbp_frame *f, const fbp_op *op, enum fbp_turned turned, const fbp_worker *w)
 {
-    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
-    if (op->turns && turned == FBP_TURNED_LINES) return (place){op->lines, fbp_line_row(O), 1};
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, row = fbp_line_row(O);
+    if (op->turns && turned == FBP_TURNED_PARTS) {
+        if (row < w->parts * FBP_LINE) return (place){op->parts, row, 0, O, 1};
+        ptrdiff_t first, end;
+        fbp_share(w, O, FBP_LINE, &first, &end);
+        return (place){op->parts + I * first, (end - first + FBP_LINE - 1) / FBP_LINE * FBP_LINE, first, end, 1};
+    }
     const int transposed = op->transposed | (op->turns & (turned != FBP_AS_IT_IS));
-    return (place){op->weight, transposed ? O : I, transposed};
+    return (place){op->weight, transposed ? O : I, 0, O, transposed};
 }
 
-/* w as an (O, I) matrix. */
-static fbp_matrix weight_of(const fbp_frame *f, const fbp_op *op)
+/* The outputs that lie there of w as an (O, I) matrix. */
+static fbp_matrix weight_at(const fbp_frame *f, place at)
 {
-    const place at = place_of(f, op, f->turned);
     const void *w = fbp_at(f->program->table, f->params, at.at);
     return at.transposed ? (fbp_matrix){w, 1, at.row} : (fbp_matrix){w, at.row, 1};
+}
+
+/* A product for some of the outputs is this worker's alone. */
+static void multiply(const fbp_frame *f, const fbp_op *op, place at, const fbp_product *q, const fbp_worker *w)
+{
+    const fbp_worker alone = {0, 1, w->team};
+    const int all = at.end - at.first == f->program->value[op->y].width;
+    fbp_gemm(f->program->table, all ? w : &alone, q, scratch_of(f, w));
 }
 
 #define TRANSPOSE(type) \
@@ -42,12 +55,16 @@ void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, const void *
 {
     enum { BLOCK = 16 };
     const fbp_kernels *t = f->program->table;
-    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, rows = back ? O : I, columns = back ? I : O;
-    const place here = place_of(f, op, back ? f->turned : FBP_AS_IT_IS), there = place_of(f, op, back ? FBP_AS_IT_IS : f->turned);
+    place plain = place_of(f, op, FBP_AS_IT_IS, w);
+    const place turned = place_of(f, op, f->turned, w);
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, outputs = turned.end - turned.first;
+    plain.at += turned.first * plain.row;
+    const place here = back ? turned : plain, there = back ? plain : turned;
+    const ptrdiff_t rows = back ? outputs : I, columns = back ? I : outputs;
     const void *from_weight = fbp_at(t, from, here.at);
     void *to_weight = fbp_at(t, to, there.at);
-    ptrdiff_t begin, end;
-    fbp_share(w, rows, BLOCK, &begin, &end);
+    ptrdiff_t begin = 0, end = rows;
+    if (outputs == O) fbp_share(w, rows, BLOCK, &begin, &end);
     if (t->size == sizeof(float)) TRANSPOSE(float);
     else TRANSPOSE(double);
 }
@@ -57,15 +74,16 @@ void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w
 {
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
-    const fbp_matrix weight = weight_of(f, op);
-    const fbp_epilogue e = {.bias = op->bias < 0 ? NULL : fbp_at(t, f->params, op->bias), .act = op->act, .alpha = op->alpha};
+    const place at = place_of(f, op, f->turned, w);
+    const fbp_matrix weight = weight_at(f, at);
+    const fbp_epilogue e = {.bias = op->bias < 0 ? NULL : fbp_at(t, f->params, op->bias + at.first), .act = op->act, .alpha = op->alpha};
     const fbp_product q = {
-        .m = f->rows, .n = O, .k = I,
+        .m = f->rows, .n = at.end - at.first, .k = I,
         .a = {f->value[op->x], I, 1},
         .b = {weight.p, weight.col, weight.row},
-        .c = f->value[op->y], .ldc = O, .start = FBP_STORE, .epilogue = &e,
+        .c = fbp_at(t, f->value[op->y], at.first), .ldc = O, .start = FBP_STORE, .epilogue = &e,
     };
-    fbp_gemm(t, w, &q, scratch_of(f, w));
+    multiply(f, op, at, &q, w);
 }
 
 /* Whether dx, which one worker makes from top to bottom, brings along its column sums: the chain that fbp_column_sums would add up. */
@@ -83,7 +101,7 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
     const fbp_product dx = {
         .m = f->rows, .n = I, .k = O,
         .a = {f->gradient[op->y], O, 1},
-        .b = weight_of(f, op),
+        .b = weight_at(f, place_of(f, op, f->turned, w)),
         .c = f->gradient[op->x], .ldc = I, .start = op->dx == FBP_MORE ? FBP_CONTINUE : FBP_STORE,
         .epilogue = op->dact == FBP_IDENTITY && !sums ? NULL : &e,
     };
@@ -108,17 +126,17 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
 {
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
-    const void *dy = f->gradient[op->y];
     const int updates = f->update && op->last_w;
-    const place at = place_of(f, op, f->turned);
+    const place at = place_of(f, op, f->turned, w);
+    const ptrdiff_t outputs = at.end - at.first;
     const int transposed = at.transposed;
     weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, at.at, at.row};
-    const fbp_matrix x = {f->value[op->x], I, 1}, d = {dy, O, 1}, left = transposed ? x : d;   /* dw = dyᵀ x, stored transposed: xᵀ dy */
+    const fbp_matrix x = {f->value[op->x], I, 1}, d = {fbp_at(t, f->gradient[op->y], at.first), O, 1}, left = transposed ? x : d;   /* dw = dyᵀ x, stored transposed: xᵀ dy */
     fbp_product dw = {
-        .m = transposed ? I : O, .n = transposed ? O : I, .k = f->rows,
+        .m = transposed ? I : outputs, .n = transposed ? outputs : I, .k = f->rows,
         .a = {left.p, left.col, left.row},
         .b = transposed ? d : x,
-        .c = fbp_at(t, f->grads, op->weight), .ldc = transposed ? O : I, .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1,
+        .c = fbp_at(t, f->grads, op->weight + at.first * I), .ldc = transposed ? outputs : I, .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1,
         .division = transposed ? FBP_BY_COLUMNS : FBP_BY_ROWS,   /* as in the forward pass, which meets a worker's outputs */
         .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
     };
@@ -126,7 +144,7 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
         dw.c = fbp_at(t, f->update->params, at.at), dw.ldc = at.row, dw.start = FBP_DESCEND, dw.not_finite = &f->update->not_finite;
         dw.done = NULL, dw.passing = 0;
     }
-    fbp_gemm(t, w, &dw, scratch_of(f, w));
+    multiply(f, op, at, &dw, w);
     if (op->bias < 0) return;
     if (!op->summed || !sums_ride(f, w)) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
     else if (f->update) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->bias), op->bias, O, fbp_at(t, f->grads, op->bias));

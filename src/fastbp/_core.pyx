@@ -79,7 +79,7 @@ cdef extern from "fastbp.h" nogil:
 
     ctypedef struct fbp_op:
         int kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns
-        ptrdiff_t lines, weight, bias, sums
+        ptrdiff_t parts, weight, bias, sums
         int summed
         ptrdiff_t at, room
         double alpha, beta, dalpha, zalpha
@@ -565,13 +565,13 @@ cdef class Program:
             else: fits = kind in (FBP_DENSE, FBP_EMBEDDING) or X == Y
             if not fits:
                 raise ValueError(f"operation {i} does not fit the widths of its values")
-            lines = weight   # where its rows, turned, take whole lines already
+            parts = weight   # where its rows, turned, take whole lines already
             if turns:
                 self.turns = True
                 if weight % 16 or fbp_line_row(Y) != Y:
-                    lines = extent
+                    parts = extent
                     extent += X * fbp_line_row(Y)
-            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, lines, weight, bias, sums, summed, at,
+            self.op[i] = fbp_op(kind, x, z, y, act, dact, zact, dx, dz, dw, db, last_w, last_b, closes, transposed, turns, parts, weight, bias, sums, summed, at,
                                 room, alpha, beta, dalpha, zalpha, stream, stage)
             statistics |= kind == FBP_BATCHNORM
         self.output = <fbp_output *>allocate(len(outputs) * sizeof(fbp_output))
