@@ -144,14 +144,14 @@ static fbp_epilogue epilogue_at(const fbp_kernels *t, const fbp_product *q, ptrd
 }
 
 /* A range of the product as one block, of operands where they lie. */
-static void gemm_at_once(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, int in_strips)
+static void gemm_at_once(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, int in_strips, int shared)
 {
     fbp_epilogue e;
     fbp_block block = {
         .m = i1 - i0, .n = j1 - j0, .k = q->k,
         .a = fbp_at(t, q->a.p, i0 * q->a.row), .a_row = q->a.row, .a_col = q->a.col, .a_panel = t->mr * q->a.row,
         .b = fbp_at(t, q->b.p, j0 * q->b.col), .b_row = q->b.row, .b_panel = in_strips ? q->b.col : t->nr,
-        .c = fbp_at(t, q->c, i0 * q->ldc + j0), .ldc = q->ldc,
+        .c = fbp_at(t, q->c, i0 * q->ldc + j0), .ldc = q->ldc, .shared = shared,
         .start = q->start, .rate = q->rate, .not_finite = q->not_finite, .epilogue = q->epilogue,
     };
     if (q->epilogue && (i0 | j0)) e = epilogue_at(t, q, i0, j0), block.epilogue = &e;
@@ -167,7 +167,7 @@ static int is_one_block(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m,
 }
 
 /* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel. */
-static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
+static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, int shared, void *scratch)
 {
     if (pays_as_a_row(t, q)) {
         gemm_row(t, q, i0, i1);
@@ -176,7 +176,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
     const int in_strips = pays_in_strips(t, q, i1 - i0);
     const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, q);
     if (in_strips || (!copies_a && !packs_b && is_one_block(t, q, i1 - i0, j1 - j0))) {
-        gemm_at_once(t, q, i0, i1, j0, j1, in_strips);
+        gemm_at_once(t, q, i0, i1, j0, j1, in_strips, shared);
         return;
     }
     const int flat = packs_b && i1 - i0 <= 2 * t->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */
@@ -198,7 +198,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     .m = min(rows, i1 - i), .n = whole, .k = k,
                     .a = fbp_at(t, q->a.p, i * q->a.row + p * q->a.col), .a_row = q->a.row, .a_col = q->a.col, .a_panel = t->mr * q->a.row,
                     .b = b.p, .b_row = b.row, .b_panel = t->nr,
-                    .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc,
+                    .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc, .shared = shared,
                     .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE, .rate = q->rate, .not_finite = q->not_finite,
                 };
                 if (passing) block.c = c_block, block.ldc = n;
@@ -248,7 +248,7 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
     assert(0 <= w->part && w->part < w->parts);
     assert(q->start != FBP_DESCEND || (q->chunked && q->k <= FBP_CHUNK));
     if (w->parts == 1) {
-        if (q->m > 0 && q->n > 0) gemm_range(t, q, 0, q->m, 0, q->n, scratch);
+        if (q->m > 0 && q->n > 0) gemm_range(t, q, 0, q->m, 0, q->n, 0, scratch);
         return;
     }
     int rows = 1;
@@ -257,7 +257,7 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
     ptrdiff_t i0, i1, j0, j1;
     fbp_share(&row, q->m, t->mr / 2, &i0, &i1);
     fbp_share(&column, q->n, t->nr / 2, &j0, &j1);
-    if (i0 < i1 && j0 < j1) gemm_range(t, q, i0, i1, j0, j1, scratch);
+    if (i0 < i1 && j0 < j1) gemm_range(t, q, i0, i1, j0, j1, 1, scratch);
 }
 
 void fbp_column_sums(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, ptrdiff_t ldx, int start, void *y)

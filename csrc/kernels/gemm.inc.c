@@ -109,11 +109,14 @@ enum { LAST = VBYTES == 64 ? 3 : 1 };
 /* What becomes of a block's sums, in one register; FAR: C is not in the first cache, or will have left it. */
 enum { CONTINUES = 1, ADDS = 2, DESCENDS = 4, BIASES = 8, RECTIFIES = 16, MASKS = 32, SUMS = 64, FAR = 128 };
 
+enum { SHARED_BYTES = 16 << 10 };   /* of C: a line that another core has read takes as long as some hundred multiply-adds */
+
 static int what_it_does(const fbp_block *q)
 {
     const fbp_epilogue *e = q->epilogue;
     const int start = q->start == FBP_CONTINUE ? CONTINUES : q->start == FBP_ADD ? ADDS : q->start == FBP_DESCEND ? DESCENDS : 0;
-    const int far = q->k > 4 * NEAR || (q->k >= NEAR && (size_t)(q->m * q->n) * sizeof(real) > A_BYTES) ? FAR : 0;
+    const size_t near = q->shared ? SHARED_BYTES : A_BYTES;
+    const int far = q->k > 4 * NEAR || (q->k >= NEAR && (size_t)(q->m * q->n) * sizeof(real) > near) ? FAR : 0;
     return start | far | (e ? (e->bias != NULL) * BIASES | (e->act == FBP_RELU) * (e->y ? MASKS : RECTIFIES) | (e->sums != NULL) * SUMS : 0);
 }
 
@@ -139,10 +142,10 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
         ROWS { VECTORS(nv) acc[i][v] = LOAD(from, v); NEXT(from, ldc) }
     }
 
-    /* The next tile of C is wanted in the second cache now, and in the first shortly before its time: A and B stream through
-     * the first and would push it out again. */
+    /* The next tile of C is wanted now, as this core's own, and in the first cache shortly before its time: A and B stream through that one and
+     * may push it out again. */
     const real *next = c + mr * ldc;
-    if (does & FAR) ROWS { VECTORS(nv) __builtin_prefetch(next + v * VL, 0, 2); NEXT(next, ldc) }
+    if (does & FAR) ROWS { VECTORS(nv) __builtin_prefetch(next + v * VL, 1); NEXT(next, ldc) }
     const real *row[(MR + 2) / 3];   /* every third row has its pointer, the two after it are one and two strides away; upright, one is enough */
     _Pragma("GCC unroll 8") for (int i = 0; i < mr; i += 3) row[i / 3] = a + i * a_row;
     const int whole = ragged == HALF ? nv - 1 : nv;

@@ -55,6 +55,7 @@ typedef struct {
     ptrdiff_t b_row, b_panel;
     R *c;
     ptrdiff_t ldc;
+    int shared;          /* 1: another core may have read C */
     int start;
     double rate;
     int *not_finite;     /* set to 1 where a step leads to what is not */
