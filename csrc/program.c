@@ -354,7 +354,7 @@ static enum fbp_turned how_to_turn(const fbp_run *r)
     const double rate = 5e10, seconds = 3 * p->work_per_row * (double)r->batch_size / rate;   /* of a step: multiply-adds */
     const double arrays = 1 + (r->state1 != NULL) + (r->state2 != NULL);
     if (!r->room || (double)(r->batches - r->batch) < STEPS * arrays || r->seconds < STEPS * arrays * seconds) return FBP_AS_IT_IS;
-    return r->threads > 1 && p->complete ? FBP_TURNED_PARTS : FBP_TURNED;
+    return updates_ride(r) ? FBP_TURNED_PARTS : FBP_TURNED;
 }
 
 /* Parameters and states as everybody sees them, and copies with turned weights: what others see stays whole. */
