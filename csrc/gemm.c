@@ -49,7 +49,7 @@ static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *
     const ptrdiff_t stride = (by_rows ? q->a.row : q->a.col) * (ptrdiff_t)t->size;
     const int same = by_rows ? stride % 4096 == 0 && fbp_cpu_cache_ways() < MANY_WAYS : stride % 1024 == 0;
     const size_t bytes = (size_t)(q->k * stride);
-    if (!by_rows && !same && stride < 2048 && bytes <= NEAR_BYTES) return n > NEAR_COLUMNS;
+    if (!by_rows && stride % 512 && stride < 2048 && bytes <= NEAR_BYTES) return n > NEAR_COLUMNS;
     const int far = bytes > 4 * t->a_bytes, panels = by_rows ? (same ? 4 : 47) : far ? (same ? 1 : 2) : (same ? 4 : 7);
     return n > panels * t->nr;
 }

@@ -237,6 +237,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
         for (;; a += q->a_panel, c += mr * q->ldc, i0 += mr) { \
             tile(mr, nv, ragged, upright, q, does, a, b, soon, c, nr, i0, j0); \
             if (mr < MR || --count == 0) break; \
+            v_forget(); \
         } \
     }
 #define BOTH_TILES(mr, nv, ragged) TILE(mr, nv, ragged, 0) TILE(mr, nv, ragged, 1)

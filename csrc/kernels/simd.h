@@ -378,6 +378,24 @@ static ALWAYS_INLINE vreal v_narrow(const vdouble *v)
 }
 #endif
 
+/* No register keeps a vector beyond this point: else the compiler would keep constants across a loop around one that needs all registers. */
+#if defined(__AVX512F__)
+#define OTHER_REGISTERS , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31"
+#else
+#define OTHER_REGISTERS
+#endif
+static ALWAYS_INLINE void v_forget(void)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("" ::: "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
+                     OTHER_REGISTERS);
+#elif defined(__aarch64__)
+    __asm__ volatile("" ::: "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19",
+                     "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31");
+#endif
+}
+#undef OTHER_REGISTERS
+
 /* ---- reductions: always over LANES accumulators in one fixed tree, whatever the vector width ----------------------- */
 
 enum { LANES = 16 };
