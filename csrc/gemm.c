@@ -108,7 +108,7 @@ static int sums_up(const fbp_product *q) { return q->epilogue && q->epilogue->su
 /* A transposed B that few rows pass over; from beyond the second cache it comes once, and a copy would take as long as some more rows. */
 static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
 {
-    if (q->b.col == 1 || m > 6) return 0;
+    if (q->b.col == 1 || m > FBP_FEW) return 0;
     const int far = (size_t)(q->n * q->k) * t->size > 4 * t->a_bytes;
     return (m <= 3 || far) && !sums_up(q) && !same_sets(t, q->b.col) && q->b.row == 1 && q->start == FBP_STORE && !q->chunked && !q->done;
 }

@@ -272,7 +272,7 @@ static void activate(const fbp_block *q, const fbp_epilogue *e)
     }
 }
 
-enum { FEW = 6 };   /* rows of A: too few to pay for a copy of B */
+enum { FEW = FBP_FEW };
 
 /* `mr` rows of A by `patches` * PATCH columns of a transposed B that is too rarely used to be packed: every patch is transposed in
  * registers. The same chains as in a tile. `whole`: all columns exist. */

@@ -62,6 +62,8 @@ typedef struct {
     const fbp_epilogue *epilogue;
 } fbp_block;
 
+enum { FBP_FEW = 6 };   /* rows of A: too few to pay for a copy of B; strips take no more */
+
 typedef struct {
     double lr;              /* step size; for Adam with its bias correction folded in */
     double decay;           /* L2 term added to the gradient: g + decay*p */
@@ -80,7 +82,7 @@ typedef struct {
     X(void, pack_a, (ptrdiff_t k, ptrdiff_t m, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, block, (const fbp_block *p)) \
-    X(void, strips, (const fbp_block *p))   /* m <= 3 rows stored, B not in panels but by columns: b[p + j*b_panel] */ \
+    X(void, strips, (const fbp_block *p))   /* m <= FBP_FEW rows stored, B not in panels but by columns: b[p + j*b_panel] */ \
     X(ptrdiff_t, multiply_adds, (ptrdiff_t rounds))   /* as fast as they go, in registers; how many there were */ \
     X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
     X(void, column_products, (ptrdiff_t B, ptrdiff_t n, const R *x, const R *z, ptrdiff_t ldx, int start, R *y)) \
