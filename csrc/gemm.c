@@ -35,7 +35,7 @@ static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 
 static ptrdiff_t line(const fbp_kernels *t) { return 64 / (ptrdiff_t)t->size; }   /* elements of a cache line */
 
-enum { SMALL = 128 };   /* rows, columns, terms: every block of any set of kernels holds as many */
+enum { SMALL = 128 };   /* rows, columns, terms: together well within the second cache, undivided */
 enum { WORTH_COPYING = 32, MANY_WAYS = 12 };   /* terms; of the first cache */
 
 /* A is used where it lies unless so many panels of B pass over it that a copy pays: soon if its rows, or columns, fall into the same sets of the
