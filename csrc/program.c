@@ -91,6 +91,7 @@ static void statistics(const fbp_frame *f, const fbp_worker *w)
 static void backward(const fbp_frame *f, const fbp_worker *w)
 {
     const fbp_program *p = f->program;
+    int met = 1;   /* since a worker added to gradients of parameters */
     for (const fbp_output *o = p->output; o < p->output + p->outputs; o++) {
         if (o->act == FBP_IDENTITY) continue;
         fbp_close_gradient(p->table, w, f->rows * p->value[o->value].width, o->act, o->alpha, f->value[o->value], f->gradient[o->value]);
@@ -108,8 +109,12 @@ static void backward(const fbp_frame *f, const fbp_worker *w)
             if (backward_range[op->kind]) fbp_stage_backward(f, op, last, backward_range, w);
             else drivers[op->kind].backward(f, op, w);
             fbp_barrier(w);   /* now dx is whole, and nobody reads the parameters any more */
+            met = 1;
         }
-        if (drivers[op->kind].gradients) drivers[op->kind].gradients(f, op, w);
+        if (!drivers[op->kind].gradients) continue;
+        if (!met && (op->dw == FBP_MORE || op->db == FBP_MORE)) fbp_barrier(w);   /* operations share the same parameters out in their own ways */
+        drivers[op->kind].gradients(f, op, w);
+        met = 0;
     }
 }
 

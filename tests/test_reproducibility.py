@@ -79,6 +79,25 @@ def test_training_is_the_same_with_and_without_grain(build, fingerprint, no_grai
     assert divided == whole
 
 
+@pytest.mark.parametrize("widths", [(3, 40), (300, 200), (64, 500)])
+def test_training_of_tied_weights_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype, widths):
+    """Two operations add to one gradient, and need not give an element of it to the same thread"""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(96, widths[0])).astype(dtype)
+
+    def fit():
+        inputs, encoder = fb.Input(widths[0]), fb.Linear(*widths)
+        model = fb.Model(inputs, encoder.transpose()(fb.Sigmoid()(encoder(inputs))), dtype=dtype, seed=0)
+        model.fit(x, x, loss=fb.MSELoss(), optimizer=fb.SGD(0.1), epochs=5, batch_size=32, seed=0)
+        return fingerprint(model.flat_parameters)
+
+    hashes = []
+    for threads in (1, 2, 2, 2, 3, 4, 7):
+        with fb.num_threads(threads):
+            hashes.append(fit())
+    assert set(hashes) == {hashes[0]}, hashes
+
+
 def test_steps_are_the_same_for_every_number_of_threads(build, fingerprint, no_grain, dtype):
     x, y, w = data(MLP, fb.CrossEntropyLoss, 300, dtype)
 
