@@ -113,6 +113,17 @@ static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t 
     return (m <= 3 || far) && !sums_up(q) && !same_sets(t, q->b.col) && q->b.row == 1 && q->start == FBP_STORE && !q->chunked && !q->done;
 }
 
+/* B lies by columns and A has fewer elements: Cᵀ = Bᵀ Aᵀ then, where A is packed and not B. */
+static int pays_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
+{
+    enum { PACKING = 12 };   /* an element takes as long as some multiply-adds */
+    if (q->b.col == 1 || q->a.col != 1 || m > n || m > FBP_TURNED_ROWS || q->k > t->depth || q->k < WORTH_COPYING) return 0;
+    if (q->start != FBP_STORE || q->chunked || q->done || (q->epilogue && (q->epilogue->y || q->epilogue->sums))) return 0;
+    const double straight = (double)ceil_to(m, t->mr) * (double)ceil_to(n, t->nr / 2) * (double)q->k + PACKING * (double)(n * q->k);
+    const double turned = (double)ceil_to(n, t->mr) * (double)ceil_to(m, t->nr / 2) * (double)q->k + PACKING * (double)(m * (n + q->k));
+    return straight > 1.1 * turned;
+}
+
 /* One column: one row over the transposed A. */
 static int pays_as_a_row(const fbp_kernels *t, const fbp_product *q)
 {
@@ -160,6 +171,27 @@ static void gemm_at_once(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i
     if (q->done) q->done(q->context, i0, i1 - i0, j0, j1 - j0, block.c, q->ldc);
 }
 
+static void gemm_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
+{
+    const ptrdiff_t m = i1 - i0, row = ceil_to(m, line(t)), most = PASSING / row / t->mr * t->mr;
+    void *a_panels = scratch, *sums = (char *)scratch + scratch_b(t, q->n, q->k) + scratch_a(t, q->m, q->k);
+    t->pack_b(q->k, m, fbp_at(t, q->a.p, i0 * q->a.row), q->a.col, q->a.row, a_panels, t->nr * q->k);
+    for (ptrdiff_t j = j0; j < j1; j += most) {
+        const ptrdiff_t n = min(most, j1 - j);
+        const fbp_block product = {
+            .m = n, .n = m, .k = q->k,
+            .a = fbp_at(t, q->b.p, j * q->b.col), .a_row = q->b.col, .a_col = 1, .a_panel = t->mr * q->b.col,
+            .b = a_panels, .b_row = t->nr, .b_panel = t->nr * q->k,
+            .c = sums, .ldc = row, .start = FBP_STORE,
+        };
+        t->block(&product);
+        fbp_epilogue e;
+        fbp_block turned = {.m = m, .n = n, .a = sums, .a_col = row, .c = fbp_at(t, q->c, i0 * q->ldc + j), .ldc = q->ldc};
+        if (q->epilogue) e = epilogue_at(t, q, i0, j), turned.epilogue = &e;
+        t->turn(&turned);
+    }
+}
+
 /* Whether it is a single block already, and needs no copy. Small products come often: what is decided here must not take as long as they do. */
 static int is_one_block(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
 {
@@ -171,6 +203,10 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
 {
     if (pays_as_a_row(t, q)) {
         gemm_row(t, q, i0, i1);
+        return;
+    }
+    if (pays_turned(t, q, i1 - i0, j1 - j0)) {
+        gemm_turned(t, q, i0, i1, j0, j1, scratch);
         return;
     }
     const int in_strips = pays_in_strips(t, q, i1 - i0);
@@ -255,9 +291,9 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
     choose_grid(t, q, w->parts, &rows);
     const fbp_worker row = {w->part % rows, rows, w->team}, column = {w->part / rows, w->parts / rows, w->team};
     ptrdiff_t i0, i1, j0, j1;
-    fbp_share(&row, q->m, t->mr / 2, &i0, &i1);
-    fbp_share(&column, q->n, t->nr / 2, &j0, &j1);
-    if (i0 < i1 && j0 < j1) gemm_range(t, q, i0, i1, j0, j1, 1, scratch);
+    fbp_share(&row, q->m, q->division == FBP_BY_ROWS ? FBP_LINE : t->mr / 2, &i0, &i1);
+    fbp_share(&column, q->n, FBP_LINE, &j0, &j1);
+    if (i0 < i1 && j0 < j1) gemm_range(t, q, i0, i1, j0, j1, !q->kept, scratch);
 }
 
 void fbp_column_sums(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, ptrdiff_t ldx, int start, void *y)

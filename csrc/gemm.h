@@ -24,6 +24,7 @@ typedef struct {
     int *not_finite;               /* and whether a new C is not finite */
     int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
     enum fbp_division division;
+    int kept;                      /* 1: C stays with the worker, no other one reads it */
     const fbp_epilogue *epilogue;  /* or NULL; sums only for a worker that is alone */
     /* NULL, or called for rows [i, i + m) and columns [j, j + n) of C once they are finished, while they are in the cache: at c, rows ldc apart. */
     void (*done)(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n, void *c, ptrdiff_t ldc);
@@ -35,8 +36,6 @@ typedef struct {
  * works. Scratch: fbp_gemm_scratch bytes, 64-byte aligned, private to the worker. */
 void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch);
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k);
-
-enum { FBP_COLUMNS = 64 };   /* of a vector of column sums: at least a few cache lines to a worker */
 
 /* y (n) = column sums of x (B, n), in chunks of FBP_CHUNK rows like a chunked product. */
 void fbp_column_sums(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, ptrdiff_t ldx, int start, void *y);

@@ -44,6 +44,8 @@ void fbp_run_team(int threads, enum fbp_subnormals mode, void (*body)(const fbp_
 /* Returns when every member has arrived; what they wrote before is visible after. */
 void fbp_barrier(const fbp_worker *w);
 
+enum { FBP_LINE = 16 };   /* elements of whole cache lines: a worker's fewest columns */
+
 /* The share [*begin, *end) of n items, in whole multiples of `unit` but for the last. */
 void fbp_share(const fbp_worker *w, ptrdiff_t n, ptrdiff_t unit, ptrdiff_t *begin, ptrdiff_t *end);
 

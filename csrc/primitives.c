@@ -35,7 +35,7 @@ static void run_columns(const fbp_worker *w, void *argument)
 {
     const map_call *c = argument;
     ptrdiff_t j, end;
-    fbp_share(w, c->width, FBP_COLUMNS, &j, &end);
+    fbp_share(w, c->width, FBP_LINE, &j, &end);
     if (j < end) fbp_column_sums(c->t, c->n, end - j, fbp_at(c->t, c->x, j), c->width, FBP_STORE, fbp_at(c->t, c->y, j));
 }
 

@@ -48,15 +48,24 @@ size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, cons
     return most;
 }
 
+size_t fbp_program_half(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows)
+{
+    ptrdiff_t most = 0;   /* of small batches only, whose dx has fewer elements than half of w */
+    for (const fbp_op *end = op + ops; op < end; op++)
+        if (op->kind == FBP_DENSE && op->dx != FBP_UNWANTED && rows * value[op->x].width > most) most = rows * value[op->x].width;
+    return aligned((size_t)(most < FBP_HALVED_MOST / 2 ? most : FBP_HALVED_MOST / 2) * t->size);
+}
+
 size_t fbp_frame_bytes(const fbp_program *p, int threads)
 {
-    return pointer_bytes(p) + arena_bytes(p) + (size_t)threads * p->scratch;
+    return pointer_bytes(p) + arena_bytes(p) + 2 * p->half + (size_t)threads * p->scratch;
 }
 
 fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
 {
-    char *arena = (char *)memory + pointer_bytes(p);
-    fbp_frame f = {.program = p, .value = memory, .gradient = (void **)memory + p->values, .arena = arena, .scratch = arena + arena_bytes(p)};
+    char *arena = (char *)memory + pointer_bytes(p), *half = arena + arena_bytes(p);
+    fbp_frame f = {.program = p, .value = memory, .gradient = (void **)memory + p->values, .arena = arena, .half = {half, half + p->half},
+                   .scratch = half + 2 * p->half};
     for (int v = 0; v < p->values; v++) {
         f.value[v] = p->value[v].offset < 0 ? NULL : fbp_at(p->table, arena, p->value[v].offset);
         f.gradient[v] = p->value[v].gradient < 0 ? NULL : fbp_at(p->table, arena, p->value[v].gradient);

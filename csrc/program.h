@@ -75,6 +75,7 @@ typedef struct {
     ptrdiff_t arena;               /* elements */
     ptrdiff_t extent;              /* of an array like the parameters with `parts` behind them */
     size_t scratch;                /* bytes per worker */
+    size_t half;                   /* bytes of one of the two sums that make a dense operation's dx */
     double work_per_row;           /* multiply-adds of one forward pass */
 } fbp_program;
 
@@ -140,8 +141,6 @@ typedef struct {
  * lines, nor to those beside them, which processors fetch unasked. */
 enum fbp_turned { FBP_AS_IT_IS, FBP_TURNED, FBP_TURNED_PARTS };
 
-enum { FBP_LINE = 16 };   /* elements of whole cache lines: a worker's fewest columns */
-
 /* Elements from one row of O to the next when rows take whole cache lines; a row of less than one is nothing to share out. */
 static inline ptrdiff_t fbp_line_row(ptrdiff_t O) { return O <= FBP_LINE ? O : (O + FBP_LINE - 1) / FBP_LINE * FBP_LINE; }
 
@@ -159,6 +158,7 @@ typedef struct {
     const fbp_csr *csr;            /* a sparse input: row i of the batch is row order[first + i], or first + i without an order */
     const int64_t *order;
     ptrdiff_t first;
+    void *half[2];                 /* program->half bytes each */
     void *scratch;                 /* program->scratch bytes per worker */
     fbp_step *update;              /* rides on the gradients; NULL: comes after them */
 } fbp_frame;
@@ -171,8 +171,10 @@ fbp_frame fbp_frame_in(void *memory, const fbp_program *p);
 int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes);
 int fbp_training_threads(const fbp_program *p, ptrdiff_t rows);
 
-/* Bytes of scratch that a worker of this program needs. */
+/* Bytes of scratch that a worker of this program needs, and of half a dx. */
 size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);
+size_t fbp_program_half(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);
+enum { FBP_HALVED_MOST = 1 << 18 };   /* elements of a weight whose dx is two sums */
 
 /* One phase by a team; the step-by-step path. `backward` starts from a dout (B, O) for every output and leaves the input's gradient in the
  * frame when the program wants it. */

@@ -268,6 +268,20 @@ def test_few_rows_over_a_large_matrix_are_those_of_a_tall_product(isa, dtype, rn
             np.testing.assert_array_equal(_core.matmul(a[:m], b, np.empty((m, columns), dtype), bias, _core.ACTIVATIONS[act]), tall[:m])
 
 
+@pytest.mark.parametrize("act", ["identity", "relu", "tanh"])
+def test_product_with_a_transposed_matrix_is_that_with_its_copy_by_rows(isa, dtype, rng, act):
+    """Of fewer rows than the matrix has columns Cᵀ is made, where that is less to pack, and turned: whole and ragged tiles, several blocks of columns"""
+    t = tile(isa, dtype)
+    for m in (7, 8, t.NR - 1, t.NR, t.NR + 1, 2 * t.NR, 127, 128, 129):
+        for n in (160, 161, 7 * t.VL - 1, 2047):
+            for k in (32, 163):
+                a, b, bias = (rng.normal(size=shape).astype(dtype) for shape in ((m, k), (k, n), n))
+                out = Framed((m, n), dtype)
+                _core.matmul(a, np.asfortranarray(b), out.array, bias, _core.ACTIVATIONS[act])
+                np.testing.assert_array_equal(out.array, _core.matmul(a, b, np.empty((m, n), dtype), bias, _core.ACTIVATIONS[act]), (m, n, k))
+                assert out.intact(), (m, n, k)
+
+
 @pytest.mark.parametrize("act", ["ReLU", "Tanh"])
 def test_few_rows_of_an_input_gradient_are_those_of_a_tall_one(isa, build, dtype, rng, act):
     model = build([("Linear", 3, 1030), (act,), ("Linear", 1030, 1100)], dtype=dtype)

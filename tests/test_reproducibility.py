@@ -28,6 +28,8 @@ TRAININGS = {
              fb.L1Loss, fb.Adam, 160, 64, {}),
     "sigmoid": ([("Linear", 37, 3), ("Sigmoid",)], fb.BCELoss, lambda: fb.SGD(0.1), 1001, 500, {}),
     "softmax": ([("Linear", 37, 23), ("Softmax",), ("Linear", 23, 9), ("Softmax",)], fb.MSELoss, fb.Adam, 101, 32, {}),
+    "middle-sized": ([("Linear", 70, 160), ("ReLU",), ("Linear", 160, 161), ("Tanh",), ("Linear", 161, 130), ("Linear", 130, 5)],
+                     fb.CrossEntropyLoss, lambda: fb.SGD(0.1), 101, 32, {}),
     "deep": ([("Linear", 16, 16), ("ReLU",)] * 6 + [("Linear", 16, 4)], fb.CrossEntropyLoss, fb.Adam, 101, 32, {}),
 }
 every_training = pytest.mark.parametrize("name", TRAININGS)
@@ -93,6 +95,27 @@ def test_training_of_tied_weights_is_the_same_for_every_number_of_threads(finger
 
     hashes = []
     for threads in (1, 2, 2, 2, 3, 4, 7):
+        with fb.num_threads(threads):
+            hashes.append(fit())
+    assert set(hashes) == {hashes[0]}, hashes
+
+
+def test_training_of_a_residual_net_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype):
+    """Gradients of a value that three operations read, in two sums each"""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(96, 20)).astype(dtype), rng.normal(size=(96, 3)).astype(dtype)
+
+    def fit():
+        inputs = fb.Input(20)
+        h = fb.Linear(20, 160)(inputs)
+        for _ in range(3):
+            h = h + fb.Linear(160, 160)(fb.ReLU()(fb.Linear(160, 160)(h)))
+        model = fb.Model(inputs, fb.Linear(160, 3)(h + fb.Linear(160, 160)(h)), dtype=dtype, seed=0)
+        model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.01), epochs=3, batch_size=32, seed=0)
+        return fingerprint(model.flat_parameters)
+
+    hashes = []
+    for threads in THREADS:
         with fb.num_threads(threads):
             hashes.append(fit())
     assert set(hashes) == {hashes[0]}, hashes
@@ -192,16 +215,17 @@ def test_forward_equals_predict(build, rng, dtype, layers):
 
 
 def test_row_of_an_input_gradient_does_not_depend_on_its_batch(build, rng, no_grain, dtype):
-    model = build(MLP, dtype=dtype)
-    x, dy = rng.normal(size=(70, 37)).astype(dtype), rng.normal(size=(70, 5)).astype(dtype)
+    for layers in (MLP, [("Linear", 37, 160), ("ReLU",), ("Linear", 160, 130), ("Linear", 130, 5)]):
+        model = build(layers, dtype=dtype)
+        x, dy = rng.normal(size=(70, 37)).astype(dtype), rng.normal(size=(70, 5)).astype(dtype)
 
-    def gradient(rows):
-        model.forward(x[rows])
-        return model.backward(dy[rows])
+        def gradient(rows, model=model, x=x, dy=dy):
+            model.forward(x[rows])
+            return model.backward(dy[rows])
 
-    singles = np.concatenate([gradient(slice(i, i + 1)) for i in range(70)])
-    for n in range(1, 71):
-        np.testing.assert_array_equal(gradient(slice(n)), singles[:n])
+        singles = np.concatenate([gradient(slice(i, i + 1)) for i in range(70)])
+        for n in range(1, 71):
+            np.testing.assert_array_equal(gradient(slice(n)), singles[:n])
 
 
 def test_prediction_of_permuted_rows_is_permuted(build, rng, dtype):

@@ -116,7 +116,7 @@ static int what_it_does(const fbp_block *q)
     const fbp_epilogue *e = q->epilogue;
     const int start = q->start == FBP_CONTINUE ? CONTINUES : q->start == FBP_ADD ? ADDS : q->start == FBP_DESCEND ? DESCENDS : 0;
     const size_t near = q->shared ? SHARED_BYTES : A_BYTES;
-    const int far = q->k > 4 * NEAR || (q->k >= NEAR && (size_t)(q->m * q->n) * sizeof(real) > near) ? FAR : 0;
+    const int far = q->k >= 4 * NEAR || (q->k >= NEAR && (size_t)(q->m * q->n) * sizeof(real) > near) ? FAR : 0;
     return start | far | (e ? (e->bias != NULL) * BIASES | (e->act == FBP_RELU) * (e->y ? MASKS : RECTIFIES) | (e->sums != NULL) * SUMS : 0);
 }
 
@@ -272,6 +272,19 @@ static void activate(const fbp_block *q, const fbp_epilogue *e)
     }
 }
 
+/* n elements of row i of C, from column j on, of their sums: the bias added, rectified, or masked by y. */
+static ALWAYS_INLINE void finish_row(const fbp_block *q, const real *sums, ptrdiff_t i, ptrdiff_t j, ptrdiff_t n)
+{
+    const fbp_epilogue *e = q->epilogue;
+    for (const ptrdiff_t end = j + n; j < end; j += VL, sums += VL) {
+        const ptrdiff_t r = end - j < VL ? end - j : VL;
+        vreal v = v_part(sums, r);
+        if (e && e->bias) v += v_part(e->bias + j, r);
+        if (e && e->act == FBP_RELU) v = e->y ? relu_backward(v_part(e->y + i * e->ldy + j, r), v, 0) : relu(v, 0);
+        v_put(q->c + i * q->ldc + j, v, r);
+    }
+}
+
 enum { FEW = FBP_FEW };
 
 /* `mr` rows of A by `patches` * PATCH columns of a transposed B that is too rarely used to be packed: every patch is transposed in
@@ -326,15 +339,38 @@ static void strips(const fbp_block *q)
         else if (q->m == 5) STRIP(5, 1);
         else STRIP(6, 1);
 #undef STRIP
-        for (ptrdiff_t i = 0; i < q->m; i++)
-            for (ptrdiff_t l = 0; l < n; l += VL) {
-                const ptrdiff_t r = n - l < VL ? n - l : VL;
-                vreal v = v_load(room + i * WIDE + l);
-                if (e && e->bias) v += v_part(e->bias + j + l, r);
-                v_put(q->c + i * q->ldc + j + l, e && e->act == FBP_RELU && !e->y ? relu(v, 0) : v, r);
-            }
+        for (ptrdiff_t i = 0; i < q->m; i++) finish_row(q, room + i * WIDE, i, j, n);
     }
-    if (e && e->act != FBP_IDENTITY && (e->y || e->act != FBP_RELU)) activate(q, e);
+    if (e && e->act != FBP_IDENTITY && e->act != FBP_RELU) activate(q, e);
+}
+
+/* Rows of the columns from j on, as they come from a panel: the bias added, rectified. */
+static ALWAYS_INLINE void finish_columns(const fbp_block *q, const int biases, const int rectifies, const real *sums, ptrdiff_t j, ptrdiff_t n)
+{
+    const vreal bias = biases ? v_part(q->epilogue->bias + j, n) : (vreal){0};
+    real *c = q->c + j;
+    for (ptrdiff_t i = 0; i < q->m; i++, sums += VL, c += q->ldc) {
+        vreal v = v_load(sums);
+        if (biases) v += bias;
+        v_put(c, rectifies ? relu(v, 0) : v, n);
+    }
+}
+
+/* C of its transposed sums, which lie in a: element (i, j) at a[i + j*a_col]. */
+static void turn(const fbp_block *q)
+{
+    const fbp_epilogue *e = q->epilogue;
+    const int rectifies = e && e->act == FBP_RELU;
+    real panel[FBP_TURNED_ROWS * VL + PATCH] __attribute__((aligned(64)));
+    assert(q->m <= FBP_TURNED_ROWS);
+    for (ptrdiff_t j = 0; j < q->n; j += VL) {
+        const ptrdiff_t n = q->n - j < VL ? q->n - j : VL;
+        transpose_panels(VL, q->m, n, q->a + j * q->a_col, q->a_col, panel, 0);
+        if (!e || !e->bias) finish_columns(q, 0, rectifies, panel, j, n);
+        else if (n == VL) finish_columns(q, 1, rectifies, panel, j, VL);
+        else finish_columns(q, 1, rectifies, panel, j, n);
+    }
+    if (e && e->act != FBP_IDENTITY && !rectifies) activate(q, e);
 }
 
 /* A few rows over a B that lies in rows and is used once: STREAMS of its rows at a time, along them. The same chains as in a tile. */
@@ -389,15 +425,7 @@ static ALWAYS_INLINE void few_rows(const int m, const fbp_block *q)
     }
     const fbp_epilogue *e = q->epilogue;
     if (!e || !(e->bias || e->act == FBP_RELU)) return;
-    for (ptrdiff_t i = 0; i < m; i++)
-        for (ptrdiff_t j = 0; j < q->n; j += VL) {
-            const ptrdiff_t r = q->n - j < VL ? q->n - j : VL;
-            real *c = q->c + i * q->ldc + j;
-            vreal v = v_part(c, r);
-            if (e->bias) v += v_part(e->bias + j, r);
-            if (e->act == FBP_RELU) v = e->y ? relu_backward(v_part(e->y + i * e->ldy + j, r), v, 0) : relu(v, 0);
-            v_put(c, v, r);
-        }
+    for (ptrdiff_t i = 0; i < m; i++) finish_row(q, q->c + i * q->ldc, i, 0, q->n);
 }
 
 #define ROWS(m) static void rows_##m(const fbp_block *q) { few_rows(m, q); }

@@ -64,6 +64,8 @@ typedef struct {
 
 enum { FBP_FEW = 6 };   /* rows of A: too few to pay for a copy of B; strips take no more */
 
+enum { FBP_TURNED_ROWS = 128 };   /* most of a C that comes of its transposed sums */
+
 typedef struct {
     double lr;              /* step size; for Adam with its bias correction folded in */
     double decay;           /* L2 term added to the gradient: g + decay*p */
@@ -83,6 +85,7 @@ typedef struct {
     X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, block, (const fbp_block *p)) \
     X(void, strips, (const fbp_block *p))   /* m <= FBP_FEW rows stored, B not in panels but by columns: b[p + j*b_panel] */ \
+    X(void, turn, (const fbp_block *p))   /* C of its transposed sums, which lie in a */ \
     X(ptrdiff_t, multiply_adds, (ptrdiff_t rounds))   /* as fast as they go, in registers; how many there were */ \
     X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
     X(void, column_products, (ptrdiff_t B, ptrdiff_t n, const R *x, const R *z, ptrdiff_t ldx, int start, R *y)) \

@@ -89,23 +89,73 @@ void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w
 /* Whether dx, which one worker makes from top to bottom, brings along its column sums: the chain that fbp_column_sums would add up. */
 static int sums_ride(const fbp_frame *f, const fbp_worker *w) { return w->parts == 1 && f->rows <= FBP_CHUNK; }
 
+/* dx = dy w is the sum of two, of half of the outputs each, where w is of middle size: large enough to be shared out, and so small that it stays in the
+ * caches of those who share it. Returns the outputs in the first half, or all. */
+static ptrdiff_t first_half(ptrdiff_t I, ptrdiff_t O)
+{
+    enum { FEWEST_OUTPUTS = 64, FEWEST = 20000 };
+    if (O < FEWEST_OUTPUTS || I * O < FEWEST || I * O > FBP_HALVED_MOST) return O;
+    return (O + FBP_LINE - 1) / FBP_LINE / 2 * FBP_LINE;
+}
+
+/* Whether half of the workers add up either sum: every worker then reads the rows of w that it updates and no others, and what goes from one to the
+ * other is sums, which are fewer if the batch is small. Else every worker adds up the two one after the other, for the same bits. */
+static int halves_apart(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
+    return w->parts % 2 == 0 && 2 * f->rows < O && first_half(I, O) < O;
+}
+
+/* Columns [j, end) of dx = (the two sums) * dact'(x). */
+static void join(const fbp_frame *f, const fbp_op *op, ptrdiff_t j, ptrdiff_t end)
+{
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t I = f->program->value[op->x].width, n = end - j;
+    for (ptrdiff_t i = j; i < f->rows * I && n > 0; i += I) {
+        void *dx = fbp_at(t, f->gradient[op->x], i);
+        const void *first = fbp_at(t, f->half[0], i), *second = fbp_at(t, f->half[1], i);
+        if (op->dx == FBP_MORE) t->binary(FBP_PLUS, n, dx, first, dx), t->binary(FBP_PLUS, n, dx, second, dx);
+        else t->binary(FBP_PLUS, n, first, second, dx);
+        if (op->dact != FBP_IDENTITY) t->act_backward(op->dact, n, fbp_at(t, f->value[op->x], i), dx, op->dalpha, 0, dx);
+    }
+}
+
 /* BP2, and BP1 where a loss follows: dx from dy. */
 void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     if (op->dx == FBP_UNWANTED) return;
+    const ptrdiff_t half = first_half(I, O);
+    const fbp_matrix weight = weight_at(f, place_of(f, op, f->turned, w));
+    fbp_product first = {
+        .m = f->rows, .n = I, .k = half,
+        .a = {f->gradient[op->y], O, 1},
+        .b = weight,
+        .c = f->gradient[op->x], .ldc = I, .start = op->dx != FBP_MORE ? FBP_STORE : half < O ? FBP_ADD : FBP_CONTINUE,
+    };
+    fbp_product second = first;
+    second.k = O - half, second.start = FBP_ADD;
+    second.a.p = fbp_at(t, first.a.p, half), second.b.p = fbp_at(t, first.b.p, half * weight.row);
+    if (halves_apart(f, op, w)) {
+        const fbp_worker member = {w->part % (w->parts / 2), w->parts / 2, w->team};
+        const int which = w->part >= w->parts / 2;
+        fbp_product *dx = which ? &second : &first;
+        dx->c = f->half[which], dx->start = FBP_STORE;
+        fbp_gemm(t, &member, dx, scratch_of(f, w));
+        fbp_barrier(w);
+        ptrdiff_t j, end;
+        fbp_share(w, I, FBP_LINE, &j, &end);
+        join(f, op, j, end);
+        return;
+    }
     void *sums = op->sums >= 0 && sums_ride(f, w) ? fbp_at(t, f->grads, op->sums) : NULL;
     const fbp_epilogue e = {.act = op->dact, .alpha = op->dalpha, .y = op->dact == FBP_IDENTITY ? NULL : f->value[op->x], .ldy = I, .sums = sums};
     if (sums) memset(sums, 0, (size_t)I * t->size);
-    const fbp_product dx = {
-        .m = f->rows, .n = I, .k = O,
-        .a = {f->gradient[op->y], O, 1},
-        .b = weight_at(f, place_of(f, op, f->turned, w)),
-        .c = f->gradient[op->x], .ldc = I, .start = op->dx == FBP_MORE ? FBP_CONTINUE : FBP_STORE,
-        .epilogue = op->dact == FBP_IDENTITY && !sums ? NULL : &e,
-    };
-    fbp_gemm(t, w, &dx, scratch_of(f, w));
+    if (half < O) fbp_gemm(t, w, &first, scratch_of(f, w));
+    fbp_product *last = half < O ? &second : &first;
+    if (op->dact != FBP_IDENTITY || sums) last->epilogue = &e;
+    fbp_gemm(t, w, last, scratch_of(f, w));
 }
 
 typedef struct {
@@ -138,6 +188,7 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
         .b = transposed ? d : x,
         .c = fbp_at(t, f->grads, op->weight + at.first * I), .ldc = transposed ? outputs : I, .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1,
         .division = transposed ? FBP_BY_COLUMNS : FBP_BY_ROWS,   /* as in the forward pass, which meets a worker's outputs */
+        .kept = op->dx == FBP_UNWANTED || halves_apart(f, op, w),
         .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
     };
     if (dw.passing && f->rows <= FBP_CHUNK && fbp_descends(f->update, u.slot, &dw.rate)) {   /* in registers, from one weight to the next */
@@ -156,7 +207,7 @@ void fbp_vector_gradients(const fbp_frame *f, const fbp_op *op, ptrdiff_t at, in
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t O = f->program->value[op->y].width;
     ptrdiff_t j, end;
-    fbp_share(w, O, FBP_COLUMNS, &j, &end);
+    fbp_share(w, O, FBP_LINE, &j, &end);
     if (j == end) return;
     fbp_column_sums(t, f->rows, end - j, fbp_at(t, f->gradient[op->y], j), O, db == FBP_MORE ? FBP_ADD : FBP_STORE, fbp_at(t, f->grads, at + j));
     if (f->update && last) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, at), at + j, end - j, fbp_at(t, f->grads, at + j));

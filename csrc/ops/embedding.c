@@ -27,7 +27,7 @@ void fbp_embedding_gradients(const fbp_frame *f, const fbp_op *op, const fbp_wor
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t k = numbers(f, op), n = width(f, op);
     ptrdiff_t i, end;
-    fbp_share(w, op->at, FBP_COLUMNS, &i, &end);
+    fbp_share(w, op->at, FBP_LINE, &i, &end);
     if (i == end) return;
     void *dw = fbp_at(t, f->grads, op->weight);
     if (op->dw == FBP_FIRST) memset(fbp_at(t, dw, i * n), 0, (size_t)((end - i) * n) * t->size);

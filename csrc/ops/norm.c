@@ -36,7 +36,7 @@ void fbp_batchnorm_forward(const fbp_frame *f, const fbp_op *op, const fbp_worke
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t n = f->program->value[op->x].width;
     ptrdiff_t j, end;
-    fbp_share(w, n, FBP_COLUMNS, &j, &end);
+    fbp_share(w, n, FBP_LINE, &j, &end);
     void *mean = room_of(f, op, MEAN * n + j), *var = room_of(f, op, VAR * n + j);
     if (!f->training) {
         t->affine(end - j, 1, 0, fbp_at(t, f->params, op->weight + j), 0, mean);
@@ -52,7 +52,7 @@ void fbp_batchnorm_backward(const fbp_frame *f, const fbp_op *op, const fbp_work
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t n = f->program->value[op->x].width;
     ptrdiff_t j, end;
-    fbp_share(w, n, FBP_COLUMNS, &j, &end);
+    fbp_share(w, n, FBP_LINE, &j, &end);
     t->standardise_columns_backward(f->rows, end - j, n, fbp_at(t, f->value[op->y], j), room_of(f, op, R_ * n + j), fbp_at(t, f->gradient[op->y], j),
                                     !f->training, room_of(f, op, MEAN_DY * n + j), room_of(f, op, SLOPE_DY * n + j), op->dx == FBP_MORE,
                                     fbp_at(t, f->gradient[op->x], j));
@@ -68,7 +68,7 @@ void fbp_batchnorm_statistics(const fbp_frame *f, const fbp_op *op, const fbp_wo
     const double momentum = op->beta < 0 ? 1 / t->sum(1, room_of(f, op, COUNT * n)) : op->beta;
     const double unbiased = f->rows > 1 ? (double)f->rows / (double)(f->rows - 1) : 1;
     ptrdiff_t j, end;
-    fbp_share(w, n, FBP_COLUMNS, &j, &end);
+    fbp_share(w, n, FBP_LINE, &j, &end);
     void *mean = fbp_at(t, params, op->weight + j), *var = fbp_at(t, params, op->bias + j);
     t->affine(end - j, 1 - momentum, 0, mean, 0, mean);
     t->affine(end - j, momentum, 0, room_of(f, op, MEAN * n + j), 1, mean);
@@ -103,7 +103,7 @@ void fbp_scale_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t n = f->program->value[op->y].width;
     ptrdiff_t j, end;
-    fbp_share(w, n, FBP_COLUMNS, &j, &end);
+    fbp_share(w, n, FBP_LINE, &j, &end);
     if (j == end) return;
     const int start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE;
     for (ptrdiff_t i = 0; i == 0 || i < f->rows; i += FBP_CHUNK)

@@ -1,4 +1,5 @@
-/* The drivers of the operations: each does one worker's share of a whole batch and returns; barriers are the caller's. */
+/* The drivers of the operations: each does one worker's share of a whole batch and returns; barriers are the caller's, but for the one between the two
+ * sums of a dense operation's dx. */
 #ifndef FBP_OPS_H
 #define FBP_OPS_H
 

@@ -55,7 +55,7 @@ void fbp_sparse_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker
     const int updates = f->update && op->last_w;
     void *dw = fbp_at(t, f->grads, op->weight);
     ptrdiff_t j, end;
-    fbp_share(w, I, FBP_COLUMNS, &j, &end);
+    fbp_share(w, I, FBP_LINE, &j, &end);
     if (op->bias >= 0) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
     if (j == end) return;
     if (!updates && op->dw == FBP_FIRST) memset(fbp_at(t, dw, j * O), 0, (size_t)((end - j) * O) * t->size);

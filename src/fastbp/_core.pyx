@@ -99,6 +99,7 @@ cdef extern from "fastbp.h" nogil:
         int complete, statistics
         ptrdiff_t capacity, arena, extent
         size_t scratch
+        size_t half
         double work_per_row
     ctypedef struct fbp_loss:
         int kind, sum
@@ -170,6 +171,7 @@ cdef extern from "fastbp.h" nogil:
     int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
     int fbp_training_threads(const fbp_program *p, ptrdiff_t rows)
     size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows)
+    size_t fbp_program_half(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows)
     ptrdiff_t fbp_line_row(ptrdiff_t O)
     size_t fbp_frame_bytes(const fbp_program *p, int threads)
     fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
@@ -582,8 +584,9 @@ cdef class Program:
         if not (0 <= input < n and outputs):
             raise ValueError("the program has no input or no output")
         self.c = fbp_program(fbp_kernels_for(self.type), n, len(operations), self.value, self.op, input, len(outputs), self.output, complete, statistics,
-                             capacity, arena, extent, 0, work_per_row)
+                             capacity, arena, extent, 0, 0, work_per_row)
         self.c.scratch = fbp_program_scratch(self.c.table, self.c.ops, self.op, self.value, capacity)
+        self.c.half = fbp_program_half(self.c.table, self.c.ops, self.op, self.value, capacity)
         self.inputs = self.value[input].width
         self.widths = tuple(self.value[self.output[i].value].width for i in range(len(outputs)))
 
