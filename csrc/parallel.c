@@ -168,9 +168,25 @@ static void meet(const fbp_worker *w, int patience)
     }
 }
 
+#ifdef FBP_SHAKEN
+#include <time.h>
+/* For tests: a member may come late, as on a busy machine, so that who relies on a barrier that is not there is found out. */
+static void shake(const fbp_worker *w)
+{
+    static _Thread_local unsigned state;
+    state = (state ? state : (unsigned)w->part) * 1664525u + 1013904223u;
+    const struct timespec late = {0, (state >> 12) % 300000};
+    if (state >> 30 == 0) nanosleep(&late, NULL);
+}
+#else
+static void shake(const fbp_worker *w) { (void)w; }
+#endif
+
 void fbp_barrier(const fbp_worker *w)
 {
-    if (w->parts > 1) meet(w, w->team->patience);
+    if (w->parts == 1) return;
+    meet(w, w->team->patience);
+    shake(w);
 }
 
 #ifdef __linux__

@@ -44,8 +44,8 @@ def _source(file, pattern):
 
 
 CHUNK = _source("table.h", r"FBP_CHUNK = (\d+)")  # rows of a batch that make one sum
-_BLOCKS = {wide: (_source("gemm.inc.c", pattern + r"DEPTH = (\d+) / sizeof"), _source("gemm.inc.c", pattern + r"DEPTH[^\n]*NC = (\d+)"),
-                  1024 * _source("gemm.inc.c", pattern + r"DEPTH[^\n]*A_BYTES = (\d+) << 10"))
+_BLOCKS = {wide: (_source("pack.inc.c", pattern + r"DEPTH = (\d+) / sizeof"), _source("pack.inc.c", pattern + r"DEPTH[^\n]*NC = (\d+)"),
+                  1024 * _source("pack.inc.c", pattern + r"DEPTH[^\n]*A_BYTES = (\d+) << 10"))
            for wide, pattern in [(True, r"VBYTES == 64\nenum \{ "), (False, r"#else\nenum \{ ")]}
 
 

@@ -79,14 +79,16 @@ typedef struct {
 } fbp_rule;
 
 #define FBP_KERNELS(X) \
-    /* gemm.inc.c: A (m, k), one stride 1, in panels of mr rows: dst[i/mr*panel + p*mr + i%mr]; B (k, n) likewise in panels of nr \
+    /* pack.inc.c: A (m, k), one stride 1, in panels of mr rows: dst[i/mr*panel + p*mr + i%mr]; B (k, n) likewise in panels of nr \
      * columns: dst[j/nr*panel + p*nr + j%nr]. What the last panel lacks may be anything. A vector may be written past each panel of A. */ \
     X(void, pack_a, (ptrdiff_t k, ptrdiff_t m, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
+    /* gemm.inc.c; strips: m <= FBP_FEW rows stored, B not in panels but by columns: b[p + j*b_panel]; turn: C of its transposed sums, in a */ \
     X(void, block, (const fbp_block *p)) \
-    X(void, strips, (const fbp_block *p))   /* m <= FBP_FEW rows stored, B not in panels but by columns: b[p + j*b_panel] */ \
-    X(void, turn, (const fbp_block *p))   /* C of its transposed sums, which lie in a */ \
+    X(void, strips, (const fbp_block *p)) \
+    X(void, turn, (const fbp_block *p)) \
     X(ptrdiff_t, multiply_adds, (ptrdiff_t rounds))   /* as fast as they go, in registers; how many there were */ \
+    /* sums.inc.c */ \
     X(void, column_sums, (ptrdiff_t B, ptrdiff_t n, const R *x, ptrdiff_t ldx, int start, R *y)) \
     X(void, column_products, (ptrdiff_t B, ptrdiff_t n, const R *x, const R *z, ptrdiff_t ldx, int start, R *y)) \
     /* elementwise.inc.c: `add` accumulates into dx instead of storing; s is y or x, whichever f' wants */ \

@@ -1,0 +1,231 @@
+/* Products with few rows or few terms, for which tiles do not pay. The same chains as in a tile. */
+
+enum { FEW = FBP_FEW };
+
+/* `mr` rows of A by `patches` * PATCH columns of a transposed B that is too rarely used to be packed: every patch is transposed in
+ * registers. The same chains as in a tile. `whole`: all columns exist. */
+static ALWAYS_INLINE void strip(const int mr, const int patches, const int whole, const fbp_block *q, ptrdiff_t j, real *c, ptrdiff_t ldc)
+{
+    enum { GROUPS = PATCH / PIECE };
+    const real *column[4][PATCH], *group[4][GROUPS], *a[FEW];
+    vpatch acc[FEW][4], t[PIECE];
+#define EACH _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++)
+    _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) a[i] = q->a + i * q->a_row;
+    _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++) {
+        find_columns(q->b, q->b_panel, q->n, j + v * PATCH, column[v]);
+        for (int g = 0; g < GROUPS; g++) group[v][g] = column[v][g * PIECE];
+    }
+    EACH acc[i][v] = (vpatch){0};
+    ptrdiff_t p = 0;
+    for (; p + PIECE <= q->k; p += PIECE) {
+        _Pragma("GCC unroll 4") for (int v = 0; v < patches; v++) {
+            if (whole) v_transpose_groups(group[v], q->b_panel, t);
+            else v_transpose(column[v], p, t);
+            _Pragma("GCC unroll 4") for (int l = 0; l < PIECE; l++)
+                _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) acc[i][v] = v_fma_patch(a[i][l * q->a_col], t[l], acc[i][v]);
+            for (int g = 0; g < GROUPS; g++) group[v][g] += PIECE;
+        }
+        _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) a[i] += PIECE * q->a_col;
+    }
+    for (; p < q->k; p++) {
+        EACH acc[i][v] = v_fma_patch(*a[i], one_of_each(column[v], p), acc[i][v]);
+        _Pragma("GCC unroll 6") for (int i = 0; i < mr; i++) a[i] += q->a_col;
+    }
+    EACH v_put_patch(c + i * ldc + v * PATCH, acc[i][v]);
+#undef EACH
+}
+
+/* At most FEW rows, stored; b[p + j*b_panel]. */
+static void strips(const fbp_block *q)
+{
+    enum { WIDE = 4 * PATCH };
+    assert(0 < q->m && q->m <= FEW && q->n > 0 && q->start == FBP_STORE);
+    const fbp_epilogue *e = q->epilogue;
+    const ptrdiff_t most = q->m == 1 ? 4 * PATCH : q->m <= 3 ? 2 * PATCH : PATCH;   /* columns: what the registers hold */
+    for (ptrdiff_t j = 0, n; j < q->n; j += n) {
+        const ptrdiff_t rest = q->n - j;
+        real room[FEW * WIDE];
+        n = rest >= most ? most : rest < PATCH ? rest : PATCH;
+#define STRIP(m, patches) (n == most ? strip(m, patches, 1, q, j, room, WIDE) : strip(m, 1, n == PATCH, q, j, room, WIDE))
+        if (q->m == 1) STRIP(1, 4);
+        else if (q->m == 2) STRIP(2, 2);
+        else if (q->m == 3) STRIP(3, 2);
+        else if (q->m == 4) STRIP(4, 1);
+        else if (q->m == 5) STRIP(5, 1);
+        else STRIP(6, 1);
+#undef STRIP
+        for (ptrdiff_t i = 0; i < q->m; i++) finish_row(q, room + i * WIDE, i, j, n);
+    }
+    if (e && e->act != FBP_IDENTITY && e->act != FBP_RELU) activate(q, e);
+}
+
+/* A few rows over a B that lies in rows and is used once: STREAMS of its rows at a time, along them. The same chains as in a tile. */
+enum { STREAMS = 8 };
+
+/* `count` terms of m rows and nv vectors of C, the last of r columns. x: the elements of A in every lane, where registers hold them, or NULL. */
+static ALWAYS_INLINE void add_streams(const int m, const int nv, const int count, const real (*a)[STREAMS], const vreal (*x)[STREAMS], const real *b,
+                                      ptrdiff_t b_row, real *c, ptrdiff_t ldc, ptrdiff_t r, int fresh)
+{
+    vreal acc[FEW][NV];
+#define EACH _Pragma("GCC unroll 6") for (int i = 0; i < m; i++) _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++)
+#define PART(from) v_part((from) + v * VL, v == nv - 1 ? r : VL)
+    EACH acc[i][v] = fresh ? (vreal){0} : PART(c + i * ldc);
+    _Pragma("GCC unroll 8") for (int l = 0; l < count; l++) {
+        vreal row[NV];
+        _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++) row[v] = PART(b + l * b_row);
+        EACH acc[i][v] = v_fma(x ? x[i][l] : v_set(a[i][l]), row[v], acc[i][v]);
+    }
+    EACH v_put(c + i * ldc + v * VL, acc[i][v], v == nv - 1 ? r : VL);
+#undef PART
+#undef EACH
+}
+
+static ALWAYS_INLINE void few_rows(const int m, const fbp_block *q)
+{
+    const ptrdiff_t columns = (m <= 2 ? 8192 : 4096) / (ptrdiff_t)sizeof(real);   /* of C, that stay in the first cache: rows of B are streams, the longer the better */
+    const ptrdiff_t b_row = q->b_row, ldc = q->ldc;
+    const ptrdiff_t lead = b_row % VL ? 0 : (ptrdiff_t)(-(uintptr_t)q->b % VBYTES / sizeof(real));   /* columns before whole cache lines of all rows */
+    const int kept = m * STREAMS <= (VBYTES == 64 ? 24 : 8);   /* the elements of A stay in registers */
+    for (ptrdiff_t j0 = 0, end; j0 < q->n; j0 = end) {
+        end = q->n - j0 < columns + lead ? q->n : j0 ? j0 + columns : columns + lead;
+        for (ptrdiff_t p = 0; p < q->k; p += STREAMS) {
+            const real *b = q->b + p * b_row;
+            const int count = q->k - p < STREAMS ? (int)(q->k - p) : STREAMS, fresh = p == 0 && q->start == FBP_STORE;
+            real a[FEW][STREAMS];
+            vreal x[FEW][STREAMS];
+            for (int i = 0; i < m; i++) for (int l = 0; l < count; l++) a[i][l] = q->a[i * q->a_row + (p + l) * q->a_col];
+            if (kept && count == STREAMS) _Pragma("GCC unroll 6") for (int i = 0; i < m; i++) _Pragma("GCC unroll 8") for (int l = 0; l < STREAMS; l++) x[i][l] = v_set(a[i][l]);
+            ptrdiff_t j = j0;
+#define ADD(nv, r) { \
+                if (count == STREAMS) add_streams(m, nv, STREAMS, a, kept ? x : NULL, b + j, b_row, q->c + j, ldc, r, fresh); \
+                else add_streams(m, nv, count, a, NULL, b + j, b_row, q->c + j, ldc, r, fresh); }
+            if (j == 0 && lead > 0) {
+                const ptrdiff_t r = end < lead ? end : lead;
+                ADD(1, r)
+                j = r;
+            }
+            for (; !kept && j + NR <= end; j += NR) ADD(NV, VL)
+            for (; j < end; j += VL) ADD(1, end - j < VL ? end - j : VL)
+#undef ADD
+        }
+    }
+    const fbp_epilogue *e = q->epilogue;
+    if (!e || !(e->bias || e->act == FBP_RELU)) return;
+    for (ptrdiff_t i = 0; i < m; i++) finish_row(q, q->c + i * q->ldc, i, 0, q->n);
+}
+
+#define ROWS(m) static void rows_##m(const fbp_block *q) { few_rows(m, q); }
+ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+
+static int pays_by_rows(const fbp_block *q)
+{
+    const int in_rows = q->b_panel == NR && q->b_row != NR;
+    const size_t bytes = (size_t)(q->k * q->n) * sizeof(real);
+    const int far = bytes > 4 * A_BYTES;   /* nearer, tiles are faster; and a little longer if rows are short, but for the fewest rows of A */
+    const int any = (size_t)q->b_row * sizeof(real) >= 4096 || bytes > 7 * A_BYTES;
+    const ptrdiff_t most = any ? FEW : VBYTES == 64 ? FEW / 2 : 1;
+    const int one = q->m == 1 && q->n > 6 * NR && q->k > STREAMS;
+    return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !(q->epilogue && q->epilogue->sums);
+}
+
+/* A product of few terms: a vector of every row of B, or two, stays in registers while the rows of A pass over them. The same chains as in a tile. */
+enum { PAIRED_TERMS = 11 };
+#if VBYTES == 64
+enum { TERMS = 20 };
+#elif defined(__aarch64__)
+enum { TERMS = 16 };
+#else
+enum { TERMS = 8 };
+#endif
+
+/* Rows [i0, end) and nv vectors of columns from j on, the last of r columns. Returns NaN where a number is not finite. */
+static ALWAYS_INLINE vreal few_terms_at(const int k, const int by_columns, const int nv, const fbp_block *block, const fbp_epilogue *epilogue, int does,
+                                        ptrdiff_t i0, ptrdiff_t end, ptrdiff_t j, ptrdiff_t r)
+{
+    enum { ROWS = 4 };             /* at a time */
+    const fbp_block q = *block;    /* copies: what is stored to C cannot change them */
+    const fbp_epilogue e = *epilogue;
+    const ptrdiff_t ldy = e.y ? e.ldy : 0;
+    const real minus_rate = (real)-q.rate;
+    const real *from = q.b + j / NR * q.b_panel + j % NR;
+    vreal b[TERMS][NV], bias[NV], sum[NV], check = {0};
+#define VECTORS _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++)
+#define LOAD(p) v_part((p) + v * VL, v == nv - 1 ? r : VL)
+    _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) VECTORS b[p][v] = LOAD(from + p * q.b_row);
+    VECTORS bias[v] = does & BIASES ? LOAD(e.bias + j) : (vreal){0};
+    VECTORS sum[v] = !by_columns && does & SUMS ? LOAD(e.sums + j) : (vreal){0};
+    const real *a = q.a + (by_columns ? i0 : i0 * q.a_row), *y = e.y ? e.y + i0 * ldy + j : NULL;
+    real *c = q.c + i0 * q.ldc + j;
+#define EACH _Pragma("GCC unroll 4") for (int l = 0; l < rows; l++) VECTORS
+#define PASS(count) { \
+        enum { rows = count }; \
+        vreal acc[rows][NV]; \
+        EACH acc[l][v] = does & CONTINUES ? LOAD(c + l * q.ldc) : (vreal){0}; \
+        const real *at = a; \
+        _Pragma("GCC unroll 20") for (int p = 0; p < k; p++, at += by_columns ? q.a_col : 1) \
+            EACH acc[l][v] = v_fma(v_set(at[by_columns ? l : l * q.a_row]), b[p][v], acc[l][v]); \
+        if (does & ADDS) EACH acc[l][v] += LOAD(c + l * q.ldc); \
+        if (by_columns && does & DESCENDS) EACH { \
+            acc[l][v] = v_fma(v_set(minus_rate), acc[l][v], LOAD(c + l * q.ldc)); \
+            check = v_fma(acc[l][v], (vreal){0}, check); } \
+        if (does & BIASES) EACH acc[l][v] += bias[v]; \
+        if (does & RECTIFIES) EACH acc[l][v] = relu(acc[l][v], 0); \
+        if (does & MASKS) EACH acc[l][v] = relu_backward(LOAD(y + l * ldy), acc[l][v], 0); \
+        if (!by_columns && does & SUMS) EACH sum[v] += acc[l][v]; \
+        EACH v_put(c + l * q.ldc + v * VL, acc[l][v], v == nv - 1 ? r : VL); \
+        a += by_columns ? rows : rows * q.a_row, c += rows * q.ldc, y += rows * ldy; }
+    ptrdiff_t i = i0;
+    for (; i + ROWS <= end; i += ROWS) PASS(ROWS)
+    for (; i < end; i++) PASS(1)
+    if (!by_columns && does & SUMS) VECTORS v_put(e.sums + j + v * VL, sum[v], v == nv - 1 ? r : VL);
+#undef PASS
+#undef EACH
+#undef LOAD
+#undef VECTORS
+    return check;
+}
+
+static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp_block *q)
+{
+    const int pairs = VBYTES == 64 && k <= PAIRED_TERMS;
+    const ptrdiff_t near = VBYTES < 64 && (size_t)q->ldc * sizeof(real) % 1024 == 0 ? 8 : 32;   /* rows of C whose lines, begun by one vector, the next one still finds */
+    const fbp_epilogue e = q->epilogue ? *q->epilogue : (fbp_epilogue){0};
+    const int does = what_it_does(q);   /* column sums are of rows only, steps along columns: of an input's gradient and a weight's */
+    assert(by_columns ? q->a_row == 1 && !(does & SUMS) : q->a_col == 1 && !(does & DESCENDS));
+    vreal check = {0};
+    for (ptrdiff_t i0 = 0; i0 < q->m; i0 += near) {
+        const ptrdiff_t end = q->m - i0 < near ? q->m : i0 + near;
+        for (ptrdiff_t j = 0, columns; j < q->n; j += columns) {
+            const ptrdiff_t rest = q->n - j;
+            const int pair = pairs && rest > VL;
+            columns = pair ? NR : VL;
+            const ptrdiff_t r = rest < columns ? rest - (columns - VL) : VL;
+            check += pair ? few_terms_at(k, by_columns, NV, q, &e, does, i0, end, j, r) : few_terms_at(k, by_columns, 1, q, &e, does, i0, end, j, r);
+        }
+    }
+    if (by_columns && does & DESCENDS && v_any(check)) *q->not_finite = 1;
+}
+
+#define FEW_TERMS(k) \
+    static void terms_##k##_rows(const fbp_block *q) { few_terms(k, 0, q); } \
+    static void terms_##k##_columns(const fbp_block *q) { few_terms(k, 1, q); }
+#define BOTH_TERMS(k) { terms_##k##_rows, terms_##k##_columns },
+#if VBYTES == 64
+#define UP_TO_TERMS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20)
+#elif defined(__aarch64__)
+#define UP_TO_TERMS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16)
+#else
+#define UP_TO_TERMS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#endif
+UP_TO_TERMS(FEW_TERMS)
+
+static int by_columns(const fbp_block *q) { return q->a_col != 1 || q->start == FBP_DESCEND; }
+
+/* Half a vector is faster in a tile, and so are the fewest rows; but a tile has LAST terms at least. */
+static int pays_by_terms(const fbp_block *q)
+{
+    if (q->k < LAST) return 1;
+    if (by_columns(q) && (q->a_row != 1 || (q->epilogue && q->epilogue->sums))) return 0;
+    const ptrdiff_t most = VBYTES == 64 && q->n > VL ? PAIRED_TERMS : TERMS;
+    return q->k <= most && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row;
+}
