@@ -183,10 +183,11 @@ def test_sparse_and_dense_coincide(solver, container, rng):
         np.testing.assert_allclose(thin.loss_curve_, theirs.loss_curve_, rtol=1e-9)
 
 
-def test_sparse_training_gives_the_same_bits_for_any_number_of_threads(no_grain, rng):
+@pytest.mark.parametrize("thin", [True, False])
+def test_training_gives_the_same_bits_for_any_number_of_threads(no_grain, rng, thin):
     x = sparse.random_array((300, 500), density=0.02, format="csr", rng=rng)
-    y = np.arange(300) % 3
-    one, two = (MLPClassifier(max_iter=3, random_state=0, num_threads=threads, batch_size=50).fit(x, y) for threads in (1, 2))
+    data, y = x if thin else x.toarray(), np.arange(300) % 3
+    one, two = (MLPClassifier(max_iter=9, random_state=0, num_threads=threads, batch_size=50).fit(data, y) for threads in (1, 2))
     assert one.loss_curve_ == two.loss_curve_
     for a, b in zip(one.coefs_, two.coefs_, strict=True):
         np.testing.assert_array_equal(a, b)
