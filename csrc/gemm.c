@@ -89,7 +89,8 @@ enum { PASSING = 48 << 10 };
 
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
 {
-    return scratch_b(t, n, k) + scratch_a(t, m, k) + PASSING * t->size;
+    const size_t bytes = scratch_b(t, n, k) + scratch_a(t, m, k) + PASSING * t->size, broad = t->broad ? fbp_gemm_scratch(t->broad, m, n, k) : 0;
+    return bytes > broad ? bytes : broad;
 }
 
 /* The block of A to `to`, in panels. */
@@ -198,6 +199,25 @@ static int is_one_block(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m,
     return q->k <= SMALL && m <= SMALL && n <= SMALL && q->k > 0 && !q->passing && (m <= t->masked_rows || n % t->nr == 0);
 }
 
+/* By tiles: the time for one term of all of C, where a whole tile takes 1, and more for beginning and ending every tile. */
+static double tiles_time(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
+{
+    const double overhead = 4;   /* terms */
+    const ptrdiff_t vector = line(t), vectors = t->nr / vector, last = m % t->mr, rest = (n % t->nr + vector - 1) / vector;
+    const double rows = (double)(m / t->mr) + (last == 0 ? 0 : 2 * last < t->mr ? 0.5 : (double)last / (double)t->mr);
+    const double columns = (double)(n / t->nr) + (rest == 0 ? 0 : 0.06 + (double)rest / (double)vectors);
+    return rows * columns * (double)k + overhead * (double)((m + t->mr - 1) / t->mr * ((n + t->nr - 1) / t->nr));
+}
+
+/* Broad tiles read A less often: faster by some percent where it fills a good part of the second cache. */
+static int pays_broad(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
+{
+    enum { FAR_BYTES = 192 << 10 };
+    if (n <= t->nr || !t->broad || m <= FBP_FEW || q->k < WORTH_COPYING) return 0;
+    const double gain = (size_t)(m * q->k) * t->size > FAR_BYTES ? 1.05 : 1;
+    return tiles_time(t, m, n, q->k) * gain > 1.01 * tiles_time(t->broad, m, n, q->k);
+}
+
 /* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel. */
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, int shared, void *scratch)
 {
@@ -210,48 +230,50 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
         return;
     }
     const int in_strips = pays_in_strips(t, q, i1 - i0);
-    const int copies_a = pays_to_copy_a(t, j1 - j0, q), packs_b = pays_to_pack_b(t, i1 - i0, q);
-    if (in_strips || (!copies_a && !packs_b && is_one_block(t, q, i1 - i0, j1 - j0))) {
-        gemm_at_once(t, q, i0, i1, j0, j1, in_strips, shared);
+    const fbp_kernels *const tiles = !in_strips && pays_broad(t, q, i1 - i0, j1 - j0) ? t->broad : t;
+    const int copies_a = pays_to_copy_a(tiles, j1 - j0, q), packs_b = pays_to_pack_b(tiles, i1 - i0, q);
+    if (in_strips || (!copies_a && !packs_b && is_one_block(tiles, q, i1 - i0, j1 - j0))) {
+        gemm_at_once(tiles, q, i0, i1, j0, j1, in_strips, shared);
         return;
     }
-    const int flat = packs_b && i1 - i0 <= 2 * t->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */
-    const ptrdiff_t depth = block_depth(t, q, flat);
+    const int flat = packs_b && i1 - i0 <= 2 * tiles->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */
+    const ptrdiff_t depth = block_depth(tiles, q, flat);
     const int passing = q->passing && q->k <= depth;
-    const ptrdiff_t columns = flat ? t->nr : t->nc, most_rows = block_rows(t, i1 - i0, depth);
-    const ptrdiff_t rows = passing ? min(most_rows, PASSING / min(columns, j1 - j0) / t->mr * t->mr) : most_rows;
+    const ptrdiff_t columns = flat ? tiles->nr : tiles->nc, most_rows = block_rows(tiles, i1 - i0, depth);
+    const ptrdiff_t rows = passing ? min(most_rows, PASSING / min(columns, j1 - j0) / tiles->mr * tiles->mr) : most_rows;
     void *b_panels = scratch, *a_copy = NULL, *c_block = NULL;
-    if (copies_a || passing) a_copy = (char *)scratch + scratch_b(t, q->n, q->k), c_block = (char *)a_copy + scratch_a(t, q->m, q->k);
+    if (copies_a || passing) a_copy = (char *)scratch + scratch_b(tiles, q->n, q->k), c_block = (char *)a_copy + scratch_a(tiles, q->m, q->k);
     for (ptrdiff_t j = j0; j < j1; j += columns) {
         const ptrdiff_t n = min(columns, j1 - j);
-        const ptrdiff_t whole = packs_b ? 0 : i1 - i0 <= t->masked_rows ? n : n / t->nr * t->nr;   /* columns that B's own rows serve */
+        const ptrdiff_t whole = packs_b ? 0 : i1 - i0 <= tiles->masked_rows ? n : n / tiles->nr * tiles->nr;   /* columns that B's own rows serve */
         for (ptrdiff_t p = 0; p == 0 || p < q->k; p += depth) {
             const ptrdiff_t k = min(depth, q->k - p);
+            const fbp_kernels *const u = k < WORTH_COPYING ? t : tiles;   /* a remainder may have fewer terms than a broad tile at least */
             const fbp_matrix b = {fbp_at(t, q->b.p, p * q->b.row + j * q->b.col), q->b.row, q->b.col};
-            if (whole < n) t->pack_b(k, n - whole, fbp_at(t, b.p, whole * b.col), b.row, b.col, b_panels, t->nr * k);
+            if (whole < n) u->pack_b(k, n - whole, fbp_at(t, b.p, whole * b.col), b.row, b.col, b_panels, u->nr * k);
             for (ptrdiff_t i = i0; i < i1; i += rows) {
                 fbp_block block = {
                     .m = min(rows, i1 - i), .n = whole, .k = k,
-                    .a = fbp_at(t, q->a.p, i * q->a.row + p * q->a.col), .a_row = q->a.row, .a_col = q->a.col, .a_panel = t->mr * q->a.row,
-                    .b = b.p, .b_row = b.row, .b_panel = t->nr,
+                    .a = fbp_at(t, q->a.p, i * q->a.row + p * q->a.col), .a_row = q->a.row, .a_col = q->a.col, .a_panel = u->mr * q->a.row,
+                    .b = b.p, .b_row = b.row, .b_panel = u->nr,
                     .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc, .shared = shared,
                     .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE, .rate = q->rate, .not_finite = q->not_finite,
                 };
                 if (passing) block.c = c_block, block.ldc = n;
-                if (copies_a && k >= WORTH_COPYING) copy_a(t, &block, a_copy);
+                if (copies_a && k >= WORTH_COPYING) copy_a(tiles, &block, a_copy);
                 fbp_epilogue e;
                 if (q->epilogue && p + k >= q->k) {
                     block.epilogue = q->epilogue;
                     if (i | j) e = epilogue_at(t, q, i, j), block.epilogue = &e;
                 }
                 void *const c = block.c;
-                if (whole) t->block(&block);
+                if (whole) u->block(&block);
                 if (whole < n) {
                     block.n = n - whole;
-                    block.b = b_panels, block.b_row = t->nr, block.b_panel = t->nr * k;
+                    block.b = b_panels, block.b_row = u->nr, block.b_panel = u->nr * k;
                     block.c = fbp_at(t, block.c, whole);
                     if (block.epilogue) e = epilogue_at(t, q, i, j + whole), block.epilogue = &e;
-                    t->block(&block);
+                    u->block(&block);
                 }
                 if (q->done && p + k >= q->k) q->done(q->context, i, block.m, j, n, c, block.ldc);
             }

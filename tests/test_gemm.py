@@ -86,6 +86,7 @@ def seams(t):
         (t.MC, 4 * t.NR, t.KC), (t.MC + 1, 4 * t.NR + t.VL + 1, t.KC + 1), (t.MC + 1, 4 * t.NR + t.VL + 2, t.KC + 1), (2 * t.MC + 1, t.VL - 1, 33),
         (t.MC + 1, t.NC + 1, 32), (2 * t.MR + 1, 47 * t.NR, 33), (2 * t.MR + 1, 47 * t.NR + 1, 33),
         (5 * t.MR + 1, 7 * t.NR + 1, 130), (5 * t.MR + 1, 7 * t.NR, 130), (400, 4 * t.NR + 2, 260), (101, 103, 107), (257, 1, 257),
+        (17, 3 * t.VL, 45), (50, 6 * t.VL, 33), (203, 6 * t.VL - 1, 600), (400, 15 * t.VL + 1, 300), (401, 16 * t.VL + 1, 300), (57, t.NC + 1, 1100),  # broad tiles
         (1000, t.NR, 1100), (1000, 2 * t.NR + 1, 1100), (1024, t.NR + 1, 1100),  # columns of A beyond the second cache
     ]
 

@@ -56,7 +56,7 @@ static void strips(const fbp_block *q)
 #undef STRIP
         for (ptrdiff_t i = 0; i < q->m; i++) finish_row(q, room + i * WIDE, i, j, n);
     }
-    if (e && e->act != FBP_IDENTITY && e->act != FBP_RELU) activate(q, e);
+    activate(q);
 }
 
 /* A few rows over a B that lies in rows and is used once: STREAMS of its rows at a time, along them. The same chains as in a tile. */

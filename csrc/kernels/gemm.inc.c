@@ -6,36 +6,47 @@
 
 enum { THIN = 4 };    /* rows: a tile of fewer waits for its own sums, so the one before it shares its rows */
 
+/* Panel by panel of B, from the top of A to its bottom. */
+static ALWAYS_INLINE void by_tiles(const fbp_block *q)
+{
+    const real *b = q->b;
+    const int in_rows = q->a_panel == MR * q->a_row;   /* a tile may begin at any row */
+    const int does = what_it_does(q);
+    const ptrdiff_t part = (q->k / STEPS + 1) * NR;
+    assert(q->m > 0 && q->n > 0 && q->k >= LAST);
+    assert(FBP_STORE <= q->start && q->start <= FBP_DESCEND);
+    for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
+        const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR, lacks = (nr + VL - 1) / VL * VL - nr;
+        const int padded = VBYTES < 64 && !(MASKED_ROWS && q->b_panel == NR);   /* a copy; of one term, it may be masked as well */
+        const int ragged = lacks == 0 ? WHOLE : padded ? PADDED : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
+        /* The first tiles beside a panel of a packed B fetch a part of the next panel each. */
+        const real *a = q->a, *panel = q->b_row != NR ? b : j + NR < q->n ? b + q->b_panel : q->b, *soon = panel;
+        for (ptrdiff_t i = 0, mr, count; i < q->m; i += count * mr, a += mr == MR ? count * q->a_panel : mr * q->a_row, soon += part) {
+            const ptrdiff_t rest = q->m - i, thin = in_rows && 0 < rest % MR && rest % MR < THIN;
+            if (soon >= panel + q->k * NR) soon = b;
+            mr = rest < MR ? rest : thin && rest < 2 * MR ? (rest + 1) / 2 : MR;
+            count = mr < MR || does & FAR ? 1 : rest / MR - thin;   /* those that fetch fetch different memory */
+            tiles[mr - 1][(nr - 1) / VL][ragged][q->a_col != 1](q, does, a, b, soon, q->c + i * q->ldc + j, nr, i, j, count);
+        }
+    }
+}
+
+#ifdef FBP_IS_BROAD
+static void block(const fbp_block *q)
+{
+    by_tiles(q);
+    activate(q);
+}
+#else
 static void block(const fbp_block *q)
 {
     static void (*const rows[FEW])(const fbp_block *) = {rows_1, rows_2, rows_3, rows_4, rows_5, rows_6};
-    assert(q->m > 0 && q->n > 0 && q->k >= 0);
-    assert(FBP_STORE <= q->start && q->start <= FBP_DESCEND);
     static void (*const terms[TERMS + 1][2])(const fbp_block *) = {UP_TO_TERMS(BOTH_TERMS)};
+    assert(q->m > 0 && q->n > 0 && q->k >= 0);
     if (pays_by_rows(q)) rows[q->m - 1](q);
     else if (pays_by_terms(q)) terms[q->k][by_columns(q)](q);
-    else {
-        const real *b = q->b;
-        const int in_rows = q->a_panel == MR * q->a_row;   /* a tile may begin at any row */
-        const int does = what_it_does(q);
-        const ptrdiff_t part = (q->k / STEPS + 1) * NR;
-        assert(q->k >= LAST);
-        for (ptrdiff_t j = 0; j < q->n; j += NR, b += q->b_panel) {
-            const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR, lacks = (nr + VL - 1) / VL * VL - nr;
-            const int padded = VBYTES < 64 && !(MASKED_ROWS && q->b_panel == NR);   /* a copy; of one term, it may be masked as well */
-            const int ragged = lacks == 0 ? WHOLE : padded ? PADDED : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
-            /* The first tiles beside a panel of a packed B fetch a part of the next panel each. */
-            const real *a = q->a, *panel = q->b_row != NR ? b : j + NR < q->n ? b + q->b_panel : q->b, *soon = panel;
-            for (ptrdiff_t i = 0, mr, count; i < q->m; i += count * mr, a += mr == MR ? count * q->a_panel : mr * q->a_row, soon += part) {
-                const ptrdiff_t rest = q->m - i, thin = in_rows && 0 < rest % MR && rest % MR < THIN;
-                if (soon >= panel + q->k * NR) soon = b;
-                mr = rest < MR ? rest : thin && rest < 2 * MR ? (rest + 1) / 2 : MR;
-                count = mr < MR || does & FAR ? 1 : rest / MR - thin;   /* those that fetch fetch different memory */
-                tiles[mr - 1][(nr - 1) / VL][ragged][q->a_col != 1](q, does, a, b, soon, q->c + i * q->ldc + j, nr, i, j, count);
-            }
-        }
-    }
-    if (q->epilogue && q->epilogue->act != FBP_IDENTITY && q->epilogue->act != FBP_RELU) activate(q, q->epilogue);
+    else by_tiles(q);
+    activate(q);
 }
 
 /* Rows of the columns from j on, as they come from a panel: the bias added, rectified. */
@@ -64,7 +75,7 @@ static void turn(const fbp_block *q)
         else if (n == VL) finish_columns(q, 1, rectifies, panel, j, VL);
         else finish_columns(q, 1, rectifies, panel, j, n);
     }
-    if (e && e->act != FBP_IDENTITY && !rectifies) activate(q, e);
+    activate(q);
 }
 
 /* What no product can surpass. */
@@ -80,3 +91,4 @@ static ptrdiff_t multiply_adds(ptrdiff_t rounds)
 #undef EACH
     return v_any(total) ? rounds * CHAINS * VL : 0;   /* always some, but the compiler cannot know */
 }
+#endif

@@ -1,7 +1,11 @@
 /* The sizes of register tiles and cache blocks, and copies of A and B in panels for them. */
 
-/* The register tile: MR x NV vectors of accumulators, NV vectors of B and one broadcast of A must fit the registers. */
-#if VBYTES == 64 || defined(__aarch64__)
+/* The register tile: MR x NV vectors of accumulators, NV vectors of B and one broadcast of A must fit the registers. With 32 of them there is a broad
+ * tile too: it reads a block of A less often, which pays where that comes from the second cache, or where columns are three vectors. */
+#ifdef FBP_IS_BROAD
+enum { MR = 8, NV = 3 };
+#define EACH_MR(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#elif VBYTES == 64 || defined(__aarch64__)
 enum { MR = 12, NV = 2 };
 #define EACH_MR(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 #else
@@ -17,7 +21,7 @@ enum { MASKED_ROWS = VBYTES == 64 ? 1 << 30 : VBYTES == 32 ? 8 * MR : 0 };
 /* Cache blocks. A panel of B (DEPTH x NR) streams from the second cache beside a block of A that stays there; a deep block
  * visits C seldom. */
 #if VBYTES == 64
-enum { DEPTH = 4096 / sizeof(real), NC = 2048, A_BYTES = 256 << 10 };
+enum { DEPTH = 4096 / sizeof(real), NC = 2048 / (NV * 16) * (NV * 16), A_BYTES = 256 << 10 };
 #else
 enum { DEPTH = 2048 / sizeof(real), NC = 1024, A_BYTES = 192 << 10 };
 #endif

@@ -124,9 +124,10 @@ typedef struct {
     X(int, sgd, (ptrdiff_t n, const fbp_rule *rule, const R *g, R *p, R *velocity)) \
     X(int, adam, (ptrdiff_t n, const fbp_rule *rule, const R *g, R *p, R *m, R *v))
 
-typedef struct {
+typedef struct fbp_kernels {
     const char *isa;
     size_t size;            /* bytes per element */
+    const struct fbp_kernels *broad;   /* pack_a, pack_b and block for a tile of fewer rows and more columns, the same results; or NULL */
     int mr, nr;             /* register tile */
     int masked_rows;        /* m up to which B's last panel may lie anywhere */
     ptrdiff_t depth, nc;    /* cache blocks: k of both, columns of B */

@@ -5,7 +5,7 @@ enum { STEPS = 4 };   /* terms at a time: what moves pointers takes the place of
 
 /* The last terms of a tile go row by row, so that there is arithmetic between the stores: of 64 bytes, the processor takes one while it
  * multiplies three times. Other registers are too few for more than one term. */
-enum { LAST = VBYTES == 64 ? 3 : 1 };
+enum { LAST = VBYTES < 64 ? 1 : NV == 2 ? 3 : 2 };
 
 /* What becomes of a block's sums, in one register; FAR: C is not in the first cache, or will have left it. */
 enum { CONTINUES = 1, ADDS = 2, DESCENDS = 4, BIASES = 8, RECTIFIES = 16, MASKS = 32, SUMS = 64, FAR = 128 };
@@ -153,8 +153,13 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 #define TILES(mr, nv) BOTH_TILES(mr, nv, WHOLE) BOTH_TILES(mr, nv, PADDED)
 #define NAMES(mr, nv) { BOTH_NAMES(mr, nv, WHOLE), { NULL }, { NULL }, BOTH_NAMES(mr, nv, PADDED) }
 #endif
+#ifdef FBP_IS_BROAD
+#define ROW_OF_TILES(mr) TILES(mr, 1) TILES(mr, 2) TILES(mr, 3)
+#define ROW_OF_NAMES(mr) { NAMES(mr, 1), NAMES(mr, 2), NAMES(mr, 3) },
+#else
 #define ROW_OF_TILES(mr) TILES(mr, 1) TILES(mr, 2)
 #define ROW_OF_NAMES(mr) { NAMES(mr, 1), NAMES(mr, 2) },
+#endif
 EACH_MR(ROW_OF_TILES)
 static void (*const tiles[MR][NV][PADDED + 1][2])(const fbp_block *, int, const real *, const real *, const real *, real *, ptrdiff_t, ptrdiff_t,
                                                     ptrdiff_t, ptrdiff_t) = {
@@ -162,8 +167,9 @@ static void (*const tiles[MR][NV][PADDED + 1][2])(const fbp_block *, int, const 
 };
 
 /* The activations that are not worth a place in every tile, over whole rows. */
-static void activate(const fbp_block *q, const fbp_epilogue *e)
+static void activate_rows(const fbp_block *q)
 {
+    const fbp_epilogue *e = q->epilogue;
     const int dense = q->ldc == q->n && (!e->y || e->ldy == q->n);
     const ptrdiff_t rows = dense ? 1 : q->m, n = dense ? q->m * q->n : q->n;
     for (ptrdiff_t i = 0; i < rows; i++) {
@@ -171,6 +177,11 @@ static void activate(const fbp_block *q, const fbp_epilogue *e)
         if (e->y) act_backward(e->act, n, e->y + i * e->ldy, c, e->alpha, 0, c);
         else act_forward(e->act, n, c, e->alpha, c);
     }
+}
+
+static ALWAYS_INLINE void activate(const fbp_block *q)
+{
+    if (q->epilogue && q->epilogue->act != FBP_IDENTITY && q->epilogue->act != FBP_RELU) activate_rows(q);
 }
 
 /* n elements of row i of C, from column j on, of their sums: the bias added, rectified, or masked by y. */
