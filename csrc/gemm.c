@@ -117,12 +117,15 @@ static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t 
 /* B lies by columns and A has fewer elements: Cᵀ = Bᵀ Aᵀ then, where A is packed and not B. */
 static int pays_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
 {
-    enum { PACKING = 12 };   /* an element takes as long as some multiply-adds */
-    if (q->b.col == 1 || q->a.col != 1 || m > n || m > FBP_TURNED_ROWS || q->k > t->depth || q->k < WORTH_COPYING) return 0;
+    enum { FEWEST = 2 * FBP_FEW + 1, NEAR_BYTES = 128 << 10 };
+    if (q->b.col == 1 || q->a.col != 1 || m < FEWEST || m > n || m > FBP_TURNED_ROWS || q->k > t->depth || q->k < WORTH_COPYING) return 0;
     if (q->start != FBP_STORE || q->chunked || q->done || (q->epilogue && (q->epilogue->y || q->epilogue->sums))) return 0;
-    const double straight = (double)ceil_to(m, t->mr) * (double)ceil_to(n, t->nr / 2) * (double)q->k + PACKING * (double)(n * q->k);
-    const double turned = (double)ceil_to(n, t->mr) * (double)ceil_to(m, t->nr / 2) * (double)q->k + PACKING * (double)(m * (n + q->k));
-    return straight > 1.1 * turned;
+    const double packing = (size_t)(n * q->k) * t->size > NEAR_BYTES ? 12 : 6;   /* an element takes as long as that many multiply-adds */
+    const ptrdiff_t half = t->nr / 2, rest = m % t->nr;
+    const double columns = (double)ceil_to(m, half) + (0 < rest && rest <= half ? 0.2 * t->nr : 0);   /* half a tile takes longer than half the time */
+    const double straight = (double)ceil_to(m, t->mr / 2) * (double)ceil_to(n, half) * (double)q->k + packing * (double)(n * q->k);
+    const double turned = (double)ceil_to(n, t->mr) * columns * (double)q->k + packing * (double)(m * (n + q->k));
+    return straight > 1.05 * turned;
 }
 
 /* One column: one row over the transposed A. */
@@ -225,11 +228,11 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
         gemm_row(t, q, i0, i1);
         return;
     }
-    if (pays_turned(t, q, i1 - i0, j1 - j0)) {
+    const int in_strips = pays_in_strips(t, q, i1 - i0);
+    if (!in_strips && pays_turned(t, q, i1 - i0, j1 - j0)) {
         gemm_turned(t, q, i0, i1, j0, j1, scratch);
         return;
     }
-    const int in_strips = pays_in_strips(t, q, i1 - i0);
     const fbp_kernels *const tiles = !in_strips && pays_broad(t, q, i1 - i0, j1 - j0) ? t->broad : t;
     const int copies_a = pays_to_copy_a(tiles, j1 - j0, q), packs_b = pays_to_pack_b(tiles, i1 - i0, q);
     if (in_strips || (!copies_a && !packs_b && is_one_block(tiles, q, i1 - i0, j1 - j0))) {
