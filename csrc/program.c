@@ -289,7 +289,7 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     const int64_t first_step = steps;
 
     if (w->part == 0) r->paused = 0;
-    if (f.csr && rides && !r->cleared) {   /* before the first barrier of a forward pass */
+    if (f.csr && rides && !r->cleared) {   /* the barriers of the first forward pass come before anyone adds to them */
         ptrdiff_t i, end;
         fbp_share(w, parameters, FBP_SQUARES_CHUNK, &i, &end);
         memset(fbp_at(t, f.grads, i), 0, (size_t)(end - i) * t->size);

@@ -40,7 +40,6 @@ static void strips(const fbp_block *q)
 {
     enum { WIDE = 4 * PATCH };
     assert(0 < q->m && q->m <= FEW && q->n > 0 && q->start == FBP_STORE);
-    const fbp_epilogue *e = q->epilogue;
     const ptrdiff_t most = q->m == 1 ? 4 * PATCH : q->m <= 3 ? 2 * PATCH : PATCH;   /* columns: what the registers hold */
     for (ptrdiff_t j = 0, n; j < q->n; j += n) {
         const ptrdiff_t rest = q->n - j;
