@@ -6,12 +6,20 @@
 
 enum { THIN = 4 };    /* rows: a tile of fewer waits for its own sums, so the one before it shares its rows */
 
+/* What a tile is going to read at its end. */
+static void fetch_rows(const real *p, ptrdiff_t row, ptrdiff_t m)
+{
+    for (ptrdiff_t i = 0; i < m; i++, p += row)
+        for (ptrdiff_t j = 0; j < NR; j += LINE) __builtin_prefetch(p + j);
+}
+
 /* Panel by panel of B, from the top of A to its bottom. */
 static ALWAYS_INLINE void by_tiles(const fbp_block *q)
 {
     const real *b = q->b;
     const int in_rows = q->a_panel == MR * q->a_row;   /* a tile may begin at any row */
     const int does = what_it_does(q);
+    const int fetches_y = does & FAR && does & MASKS && (size_t)(q->m * q->n) * sizeof(real) >= A_BYTES;   /* which has left the second cache */
     const ptrdiff_t part = (q->k / STEPS + 1) * NR;
     assert(q->m > 0 && q->n > 0 && q->k >= LAST);
     assert(FBP_STORE <= q->start && q->start <= FBP_DESCEND);
@@ -26,6 +34,7 @@ static ALWAYS_INLINE void by_tiles(const fbp_block *q)
             if (soon >= panel + q->k * NR) soon = b;
             mr = rest < MR ? rest : thin && rest < 2 * MR ? (rest + 1) / 2 : MR;
             count = mr < MR || does & FAR ? 1 : rest / MR - thin;   /* those that fetch fetch different memory */
+            if (fetches_y) fetch_rows(q->epilogue->y + i * q->epilogue->ldy + j, q->epilogue->ldy, mr);
             tiles[mr - 1][(nr - 1) / VL][ragged][q->a_col != 1](q, does, a, b, soon, q->c + i * q->ldc + j, nr, i, j, count);
         }
     }

@@ -14,6 +14,8 @@ enum { MR = 6, NV = 2 };
 #endif
 #define NR (NV * (int)VL)
 
+enum { LINE = 64 / sizeof(real) };   /* elements of a cache line */
+
 /* Rows of A up to which the last, ragged panel of B is read where it lies, under a mask; for more of them it is copied, unless such a load costs
  * no more than any other. */
 enum { MASKED_ROWS = VBYTES == 64 ? 1 << 30 : VBYTES == 32 ? 8 * MR : 0 };
@@ -34,11 +36,15 @@ static ALWAYS_INLINE void copy_row(const int width, const real *src, ptrdiff_t r
         if (r > j) v_store(dst + j, v_part(src + j, r - j < VL ? r - j : VL));
 }
 
-/* Row by row over all panels: a row is a stream, the next one may lie on another page. */
+/* Row by row over all panels: a row is a stream, the next one may lie on another page. The short rows of a block of A are fetched ahead if they come
+ * from beyond the second cache, as no processor does that from page to page. */
 static ALWAYS_INLINE void copy_panels(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, real *dst, ptrdiff_t panel)
 {
+    enum { ROWS_AHEAD = 2, FAR_BYTES = 1 << 20 };
+    const int fetches = width == MR && (size_t)(k * row) * sizeof(real) > FAR_BYTES;
     for (ptrdiff_t p = 0; p < k; p++, src += row, dst += width) {
         real *to = dst;
+        if (fetches) for (ptrdiff_t j = 0; j < n; j += LINE) __builtin_prefetch(src + ROWS_AHEAD * row + j);
         for (ptrdiff_t j = 0; j < n; j += width, to += panel) copy_row(width, src + j, n - j, to);
     }
 }

@@ -73,7 +73,7 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
             ptrdiff_t times = p > stop ? (p - stop) / STEPS : 0;
             p -= times * STEPS;
             for (; times > 0; times--) {
-                _Pragma("GCC unroll 4") for (int l = 0; l < NR; l += 64 / sizeof(real)) __builtin_prefetch(soon + l, 0, 2);
+                _Pragma("GCC unroll 4") for (int l = 0; l < NR; l += LINE) __builtin_prefetch(soon + l, 0, 2);
                 NEXT(soon, NR)
                 TERMS(STEPS)
             }

@@ -218,7 +218,11 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
         return 2 * count - following
 
     values = {input} | set(maker)
-    size: dict[Any, int] = {v: -(-width[v] * capacity // unit) * unit for v in values}
+    # Cache lines behind large values: equal elements of two that follow each other would fall into the same sets of the caches.
+    def apart(elements: int) -> int:
+        return 5 if elements >= 16384 else 0
+
+    size: dict[Any, int] = {v: (-(-width[v] * capacity // unit) + apart(width[v] * capacity)) * unit for v in values}
     rooms = {("room", i): {"layernorm": capacity, "batchnorm": 5 * width[op.y] + 1}[op.kind] for i, op in enumerate(operations)
              if op.kind in ("layernorm", "batchnorm")}
     size |= {key: -(-elements // unit) * unit for key, elements in rooms.items()}
