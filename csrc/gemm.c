@@ -64,6 +64,13 @@ static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_product *
     return stride % 4096 == 0 || (b > t->a_bytes && (m > 12 * t->mr || b + c > 4 * t->a_bytes));
 }
 
+/* Columns of an unpacked B before those with which all of its rows begin a cache line, where it lies: a vector that crosses lines is loaded twice. */
+static ptrdiff_t columns_before_lines(const fbp_kernels *t, const void *b, ptrdiff_t row, ptrdiff_t n)
+{
+    if (row % line(t) || n < 8 * t->nr) return 0;   /* they take as long as a vector of columns by themselves */
+    return -(ptrdiff_t)((uintptr_t)b / t->size) & (line(t) - 1);
+}
+
 /* Between panels of A: with room for the vector that the last row may write past its end, and an odd number of cache lines, so that neighbours
  * never fall into the same set. */
 static ptrdiff_t a_panel(const fbp_kernels *t, ptrdiff_t depth) { return (((t->mr * depth + t->nr + line(t) - 1) / line(t)) | 1) * line(t); }
@@ -246,8 +253,10 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
     const ptrdiff_t rows = passing ? min(most_rows, PASSING / min(columns, j1 - j0) / tiles->mr * tiles->mr) : most_rows;
     void *b_panels = scratch, *a_copy = NULL, *c_block = NULL;
     if (copies_a || passing) a_copy = (char *)scratch + scratch_b(tiles, q->n, q->k), c_block = (char *)a_copy + scratch_a(tiles, q->m, q->k);
-    for (ptrdiff_t j = j0; j < j1; j += columns) {
-        const ptrdiff_t n = min(columns, j1 - j);
+    const ptrdiff_t lead = packs_b ? 0 : columns_before_lines(tiles, fbp_at(t, q->b.p, j0), q->b.row, j1 - j0);
+    for (ptrdiff_t j = j0, n; j < j1; j += n) {
+        const int leads = lead > 0 && j == j0;   /* too few columns to copy A for them */
+        n = leads ? lead : min(columns, j1 - j);
         const ptrdiff_t whole = packs_b ? 0 : i1 - i0 <= tiles->masked_rows ? n : n / tiles->nr * tiles->nr;   /* columns that B's own rows serve */
         for (ptrdiff_t p = 0; p == 0 || p < q->k; p += depth) {
             const ptrdiff_t k = min(depth, q->k - p);
@@ -263,7 +272,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
                     .start = p == 0 ? q->start : q->chunked ? FBP_ADD : FBP_CONTINUE, .rate = q->rate, .not_finite = q->not_finite,
                 };
                 if (passing) block.c = c_block, block.ldc = n;
-                if (copies_a && k >= WORTH_COPYING) copy_a(tiles, &block, a_copy);
+                if (copies_a && !leads && k >= WORTH_COPYING) copy_a(tiles, &block, a_copy);
                 fbp_epilogue e;
                 if (q->epilogue && p + k >= q->k) {
                     block.epilogue = q->epilogue;

@@ -270,6 +270,26 @@ def test_few_rows_over_a_large_matrix_are_those_of_a_tall_product(isa, dtype, rn
 
 
 @pytest.mark.parametrize("act", ["identity", "relu", "tanh"])
+def test_product_is_the_same_wherever_rows_of_its_operands_begin(isa, dtype, rng, act):
+    """Rows of B are whole cache lines apart and begin anywhere in them: columns up to the next line are made first; A in copies and where it lies, in
+    rows and in columns; one block of columns and two"""
+    t, line = tile(isa, dtype), 64 // np.dtype(dtype).itemsize
+    for n in (8 * t.NR, 8 * t.NR + line + 1, t.NC + t.NR + 1):
+        wide, bias = rng.normal(size=(130, (n + 2 * line) // line * line)).astype(dtype), rng.normal(size=n).astype(dtype)
+        for m, k in [(7, 130), (3 * t.MR + 1, 31), (3 * t.MR, 130), (97, 64)]:
+            a = rng.normal(size=(m, k)).astype(dtype)
+            for at in (0, 1, line // 2, line - 1):
+                b = wide[:k, at : at + n]
+                alike = np.pad(b, ((0, 0), (0, line - n % line + 1)))[:, :n]   # its rows begin everywhere in a line
+                expected = _core.matmul(a, alike, np.empty((m, n), dtype), bias, _core.ACTIVATIONS[act])
+                for operand in (a, np.asfortranarray(a)):
+                    out = Framed((m, n), dtype)
+                    _core.matmul(operand, b, out.array, bias, _core.ACTIVATIONS[act])
+                    np.testing.assert_array_equal(out.array, expected, (m, n, k, at))
+                    assert out.intact(), (m, n, k, at)
+
+
+@pytest.mark.parametrize("act", ["identity", "relu", "tanh"])
 def test_product_with_a_transposed_matrix_is_that_with_its_copy_by_rows(isa, dtype, rng, act):
     """Of fewer rows than the matrix has columns Cᵀ is made, where that is less to pack, and turned: whole and ragged tiles, several blocks of columns"""
     t = tile(isa, dtype)
