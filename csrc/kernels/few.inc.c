@@ -127,14 +127,15 @@ static int pays_by_rows(const fbp_block *q)
     return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !(q->epilogue && q->epilogue->sums);
 }
 
-/* A product of few terms: a vector of every row of B, or two, stays in registers while the rows of A pass over them. The same chains as in a tile. */
+/* A product of few terms: a vector of every row of B, or two, stays in registers while the rows of A pass over them. The same chains as in a tile.
+ * Where there are only sixteen registers, tiles are as fast or faster, and this is for no terms at all. */
 enum { PAIRED_TERMS = 11 };
 #if VBYTES == 64
 enum { TERMS = 20 };
 #elif defined(__aarch64__)
 enum { TERMS = 16 };
 #else
-enum { TERMS = 8 };
+enum { TERMS = 0 };
 #endif
 
 /* Rows [i0, end) and nv vectors of columns from j on, the last of r columns. Returns NaN where a number is not finite. */
@@ -147,7 +148,7 @@ static ALWAYS_INLINE vreal few_terms_at(const int k, const int by_columns, const
     const ptrdiff_t ldy = e.y ? e.ldy : 0;
     const real minus_rate = (real)-q.rate;
     const real *from = q.b + j / NR * q.b_panel + j % NR;
-    vreal b[TERMS][NV], bias[NV], sum[NV], check = {0};
+    vreal b[TERMS + 1][NV], bias[NV], sum[NV], check = {0};
 #define VECTORS _Pragma("GCC unroll 2") for (int v = 0; v < nv; v++)
 #define LOAD(p) v_part((p) + v * VL, v == nv - 1 ? r : VL)
     _Pragma("GCC unroll 20") for (int p = 0; p < k; p++) VECTORS b[p][v] = LOAD(from + p * q.b_row);
@@ -214,7 +215,7 @@ static ALWAYS_INLINE void few_terms(const int k, const int by_columns, const fbp
 #elif defined(__aarch64__)
 #define UP_TO_TERMS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16)
 #else
-#define UP_TO_TERMS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#define UP_TO_TERMS(X) X(0)
 #endif
 UP_TO_TERMS(FEW_TERMS)
 
