@@ -1,6 +1,9 @@
 /* Compiled once per (instruction set x real type) with that set's flags, -DFBP_ISA=<name>, -DFBP_SUFFIX=f32|f64 and, for double,
  * -DFBP_DOUBLE. Everything below is static but the table. With -DFBP_IS_BROAD it has the broad tile, and products only; -DFBP_BROAD=<name> names
  * that table to the one with everything. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"   /* it does not see that what is set under a condition is used under the same one */
+#endif
 #include "simd.h"
 #include <assert.h>
 #include <math.h>
