@@ -65,9 +65,9 @@ static int pays_to_pack_b(const fbp_kernels *t, ptrdiff_t m, const fbp_product *
 }
 
 /* Columns of an unpacked B before those with which all of its rows begin a cache line, where it lies: a vector that crosses lines is loaded twice. */
-static ptrdiff_t columns_before_lines(const fbp_kernels *t, const void *b, ptrdiff_t row, ptrdiff_t n)
+static ptrdiff_t columns_before_lines(const fbp_kernels *t, ptrdiff_t m, const void *b, ptrdiff_t row, ptrdiff_t n)
 {
-    if (row % line(t) || n < 8 * t->nr) return 0;   /* they take as long as a vector of columns by themselves */
+    if (m <= FBP_FEW || row % line(t) || n < 8 * t->nr) return 0;   /* a pass over B of their own, as long as that for a vector of columns */
     return -(ptrdiff_t)((uintptr_t)b / t->size) & (line(t) - 1);
 }
 
@@ -253,7 +253,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
     const ptrdiff_t rows = passing ? min(most_rows, PASSING / min(columns, j1 - j0) / tiles->mr * tiles->mr) : most_rows;
     void *b_panels = scratch, *a_copy = NULL, *c_block = NULL;
     if (copies_a || passing) a_copy = (char *)scratch + scratch_b(tiles, q->n, q->k), c_block = (char *)a_copy + scratch_a(tiles, q->m, q->k);
-    const ptrdiff_t lead = packs_b ? 0 : columns_before_lines(tiles, fbp_at(t, q->b.p, j0), q->b.row, j1 - j0);
+    const ptrdiff_t lead = packs_b ? 0 : columns_before_lines(tiles, i1 - i0, fbp_at(t, q->b.p, j0), q->b.row, j1 - j0);
     for (ptrdiff_t j = j0, n; j < j1; j += n) {
         const int leads = lead > 0 && j == j0;   /* too few columns to copy A for them */
         n = leads ? lead : min(columns, j1 - j);
