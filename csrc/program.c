@@ -406,9 +406,20 @@ static void move(const training *q, int back, const fbp_worker *w)
     fbp_barrier(w);
 }
 
+/* Parameters and states as they are; nobody changes them before the barriers of the first forward pass. */
+static void save(const training *q, const fbp_worker *w)
+{
+    const fbp_run *r = q->run;
+    const fbp_kernels *t = r->frame->program->table;
+    ptrdiff_t i, end;
+    fbp_share(w, parameters_of(r->optimizer), 64, &i, &end);
+    for (int a = 0; a < 3; a++) if (q->home[a]) memcpy(fbp_at(t, r->saved[a], i), fbp_at(t, q->home[a], i), (size_t)(end - i) * t->size);
+}
+
 static void train(const fbp_worker *w, void *argument)
 {
     const training *q = argument;
+    if (q->run->saved[0]) save(q, w);
     if (q->run->frame->turned) move(q, 0, w);
     train_steps(q->run, w);
     if (q->run->frame->turned) move(q, 1, w);

@@ -206,6 +206,7 @@ typedef struct {
     const fbp_objective *objective;    /* one per output */
     const fbp_optimizer *optimizer;
     void *params, *state1, *state2;    /* state: velocity, or m and v */
+    void *saved[3];                /* where these are to be kept as they are now; NULL: nowhere */
     void *room;                    /* for a copy of each of these where weights that turn lie turned; NULL: they do not turn */
     const double *lr;              /* per batch of the epoch */
     ptrdiff_t n, batch_size;

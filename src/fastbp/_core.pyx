@@ -149,6 +149,7 @@ cdef extern from "fastbp.h" nogil:
         void *params
         void *state1
         void *state2
+        void *saved[3]
         void *room
         const double *lr
         ptrdiff_t n, batch_size
@@ -909,9 +910,15 @@ cdef class Run:
                 raise ValueError("the series does not fit the run")
             self.c.next, self.c.context = next_epoch, &series.c
 
-    def advance(self, int threads, double seconds, ptrdiff_t batches=0):
-        """Runs whole steps for about this long, at least one; `batches` > 0: that many at most. Returns the status."""
+    def advance(self, int threads, double seconds, ptrdiff_t batches=0, copies=()):
+        """Runs whole steps for about this long, at least one; `batches` > 0: that many at most. Returns the status. `copies`, arrays like
+        params, state1 and state2, take what these were before."""
         cdef ptrdiff_t end = self.c.batches
+        cdef int i, type = self.program.type
+        for i in range(3):
+            self.c.saved[i] = data(copies[i], type, self.program.parameters, True) if i < len(copies) else NULL
+        if len(copies) and len(copies) != 1 + (self.c.state1 != NULL) + (self.c.state2 != NULL):
+            raise ValueError("copies must be one per array that is trained")
         if not 1 <= threads <= self.team:
             raise ValueError(f"threads must be from 1 to {self.team}, got {threads}")
         if self.series is not None and batches > 0:

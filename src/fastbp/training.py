@@ -270,10 +270,10 @@ class _NativeRun:
         self.start, self.rewind = self.run.start, self.run.rewind
         self.pace = model.workspace.pace(self.run.choices)
 
-    def advance(self, seconds: float, batches: int = 0) -> int:
-        """Whole steps for about this long, at least one; `batches` > 0: that many at most."""
+    def advance(self, seconds: float, batches: int = 0, copies: Sequence[np.ndarray] = ()) -> int:
+        """Whole steps for about this long, at least one; `batches` > 0: that many at most. `copies` take what parameters and states are now."""
         first = self.run.steps
-        status = self.run.advance(*self.pace.turn(seconds), batches)
+        status = self.run.advance(*self.pace.turn(seconds), batches, copies)
         if steps := self.run.steps - first:
             self.pace.ran(steps)
         return status
@@ -313,7 +313,7 @@ class _PythonRun:
     def rewind(self, steps: int, dropout_step: int) -> None:
         self.steps, self.dropout_step = steps, dropout_step
 
-    def advance(self, seconds: float, batches: int = 0) -> int:
+    def advance(self, seconds: float, batches: int = 0, copies: Sequence[np.ndarray] = ()) -> int:
         end, first_batch = time.monotonic() + seconds, self.batch
         while True:
             status = self._step()
@@ -351,27 +351,27 @@ class _PythonRun:
 class _Recovery:
     """The way back to the last finite parameters: training is deterministic, so a snapshot and a list of what was run since are enough.
 
-    A snapshot is taken about once a second, or rarer where copying would cost more than 2 % of the time.
+    A snapshot is taken about once a second, or rarer where copying would cost more than 2 % of the time; by the run's threads.
     """
 
     INTERVAL, SHARE, LOG_BYTES = 1.0, 0.02, 64 << 20
+    COPIED = 4e9   # bytes a second
 
     def __init__(self, run: Any, held: Sequence[np.ndarray], workspace: Workspace):
         self.run, self.held = run, held
         self.copies = [workspace.array(f"copy {i}", array) for i, array in enumerate(held)]
         self.stale = True   # somebody else may have written to the parameters
 
-    def prepare(self) -> None:
-        """Before every slice."""
-        if self.stale or time.monotonic() >= self.due or self.bytes > self.LOG_BYTES:
-            begin = time.monotonic()
-            for array, copy in zip(self.held, self.copies, strict=True):
-                copy[...] = array
-            self.counters = self.run.run.steps, self.run.run.dropout_step
-            self.log: list[tuple[np.ndarray | None, np.ndarray, int, int]] = []
-            self.bytes, self.stale = 0, False
-            end = time.monotonic()
-            self.due = end + max(self.INTERVAL, (end - begin) / self.SHARE)
+    def prepare(self) -> Sequence[np.ndarray]:
+        """Before every slice: where it is to copy what it begins with, or nothing."""
+        now = time.monotonic()
+        if not self.stale and now < self.due and self.bytes <= self.LOG_BYTES:
+            return ()
+        self.counters = self.run.run.steps, self.run.run.dropout_step
+        self.log: list[tuple[np.ndarray | None, np.ndarray, int, int]] = []
+        self.bytes, self.stale = 0, False
+        self.due = now + max(self.INTERVAL, sum(copy.nbytes for copy in self.copies) / self.COPIED / self.SHARE)
+        return self.copies
 
     def ran(self, order: np.ndarray | None, rates: np.ndarray, first: int, last: int) -> None:
         """Batches [first, last) of an epoch are done."""
@@ -474,9 +474,8 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
                 run.start(order, rates)
                 status = _core.RUNNING
                 while status == _core.RUNNING and not stop:
-                    recovery.prepare()
-                    first = run.run.batch
-                    status = run.advance(SLICE, 1 if watched else 0)
+                    copies, first = recovery.prepare(), run.run.batch
+                    status = run.advance(SLICE, 1 if watched else 0, copies)
                     optimizer.steps = run.run.steps
                     if status in (_core.LOSS_NOT_FINITE, _core.PARAMETER_NOT_FINITE):
                         _diverged(status, run, recovery, order, rates, first, epoch, epochs)
