@@ -211,15 +211,15 @@ static void gather(const fbp_worker *w, const int64_t *order, ptrdiff_t rows, si
     else for (; i < end; i++) memcpy((char *)to + (size_t)i * bytes, (const char *)from + (size_t)order[i] * bytes, bytes);
 }
 
-/* The rows of batch b and one target per output: copied together when they are shuffled, else used where they are. Every worker sets the
+/* Rows [first, ...) of an epoch's order and one target per output: copied together when they are shuffled, else used where they are. Every worker sets the
  * same pointers in its own copy of the frame. */
-static void take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w, void *input_room, ptrdiff_t first, fbp_target *target)
+static void take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w, void *input_room, ptrdiff_t epoch, ptrdiff_t first, fbp_target *target)
 {
     const fbp_program *p = f->program;
     const ptrdiff_t I = p->value[p->input].width;
     const size_t size = p->table->size;
-    const int64_t *order = r->order ? r->order + first : NULL;
-    f->order = r->order, f->first = first;
+    f->order = r->order ? r->order + epoch * r->n : NULL, f->first = first;
+    const int64_t *order = f->order ? f->order + first : NULL;
     f->value[p->input] = order ? input_room : fbp_at(p->table, r->x, first * I);
     if (order && r->x) gather(w, order, f->rows, (size_t)I * size, r->x, input_room);
     if (order && r->w) gather(w, order, f->rows, size, r->w, r->gathered_w);
@@ -287,6 +287,8 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     const double start = w->part == 0 ? now() : 0;
     int64_t look = steps;
     const int64_t first_step = steps;
+    const ptrdiff_t of_epoch = (r->n + r->batch_size - 1) / r->batch_size;
+    ptrdiff_t epoch = r->batch / of_epoch, in_epoch = r->batch % of_epoch;   /* batches */
 
     if (w->part == 0) r->paused = 0;
     if (f.csr && rides && !r->cleared) {   /* the barriers of the first forward pass come before anyone adds to them */
@@ -296,11 +298,10 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     }
 
     for (;;) {
-        const ptrdiff_t b = r->batch;
-        const ptrdiff_t first = b * r->batch_size;
+        const ptrdiff_t b = r->batch, first = in_epoch * r->batch_size;
         f.rows = r->n - first < r->batch_size ? r->n - first : r->batch_size;
         assert(0 < f.rows && f.rows <= p->capacity && b < r->batches);
-        take_batch(r, &f, w, input_room, first, target);
+        take_batch(r, &f, w, input_room, epoch, first, target);
         if (r->order) fbp_barrier(w);
         forward(&f, w);
         const double batch_weight = fbp_batch_weight(t, f.rows, target->w);
@@ -332,8 +333,8 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
         }
         broken[w->part] = step.not_finite && !r->tolerant;
         if (w->part == 0) {
-            r->loss_sum += loss * (double)f.rows;
-            if (r->wants_accuracy) r->hits += fbp_chunk_total(hits, f.rows);
+            r->loss_sum[epoch] += loss * (double)f.rows;
+            if (r->wants_accuracy) r->hits[epoch] += fbp_chunk_total(hits, f.rows);
             r->batch = b + 1;
             r->steps = steps;
             if (steps > look) {   /* at the clock, which takes longer than a small layer: soon at first, then after 1/16 of the steps made */
@@ -346,10 +347,11 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
         int not_finite = 0;
         for (int i = 0; i < w->parts; i++) not_finite |= broken[i] != 0;
         int done = b + 1 == r->batches;
+        if (++in_epoch == of_epoch) epoch++, in_epoch = 0;
         if (done && r->next) {   /* the order changes: nobody reads it now */
-            if (w->part == 0 && r->next(r->context, r->loss_sum)) r->batch = 0, r->loss_sum = r->hits = 0;
+            if (w->part == 0 && r->next(r->context, *r->loss_sum)) r->batch = 0, *r->loss_sum = *r->hits = 0;
             fbp_barrier(w);
-            done = r->batch != 0;
+            done = r->batch != 0, epoch = 0;
         }
         if (not_finite || done || r->paused) {
             if (w->part == 0) r->status = not_finite ? FBP_PARAMETER_NOT_FINITE : done ? FBP_DONE : FBP_RUNNING;

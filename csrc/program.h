@@ -199,8 +199,8 @@ typedef struct {
     void *outputs;                 /* (n, O) to receive the predictions in batch order, or NULL */
 } fbp_objective;
 
-/* Batches [batch, batches) of an epoch over n rows: gather, forward, loss, backward, update; ends a step after `seconds`. With `next` other epochs
- * follow for as long as it says so. */
+/* Batches [batch, batches) of epochs over n rows, one or more: gather, forward, loss, backward, update; ends a step after `seconds`. With `next` it is
+ * one epoch, and others follow for as long as it says so. */
 typedef struct {
     fbp_frame *frame;
     const fbp_objective *objective;    /* one per output */
@@ -208,11 +208,11 @@ typedef struct {
     void *params, *state1, *state2;    /* state: velocity, or m and v */
     void *saved[3];                /* where these are to be kept as they are now; NULL: nowhere */
     void *room;                    /* for a copy of each of these where weights that turn lie turned; NULL: they do not turn */
-    const double *lr;              /* per batch of the epoch */
+    const double *lr;              /* per batch */
     ptrdiff_t n, batch_size;
     const void *x;                 /* NULL: the frame has a sparse input */
     const void *w;                 /* of all n rows, or NULL */
-    const int64_t *order;          /* batch i takes rows order[i*batch_size ...]; NULL: in order */
+    const int64_t *order;          /* n row numbers per epoch, batch i of which takes rows order[i*batch_size ...]; NULL: in order */
     void *gathered_w;              /* room for one batch */
     int wants_accuracy;            /* of the first output */
     double threshold;              /* of accuracy; NaN: argmax */
@@ -223,7 +223,7 @@ typedef struct {
     int cleared;                   /* 1: the gradients of a sparse operation's weight were zero when the first step began */
     ptrdiff_t batch, batches;      /* in: where to start; out: where it stopped */
     int64_t steps;                 /* updates the optimizer has made */
-    double loss_sum, hits;         /* running sums of rows * loss and of right answers */
+    double *loss_sum, *hits;       /* running sums of rows * loss and of right answers, per epoch */
     double last_loss;
     int (*next)(void *context, double loss_sum);   /* after an epoch: 1 to go on with another, whose order it has put where `order` is; or NULL */
     void *context;

@@ -164,7 +164,9 @@ cdef extern from "fastbp.h" nogil:
         int threads, tolerant
         ptrdiff_t batch, batches
         int64_t steps
-        double loss_sum, hits, last_loss
+        double *loss_sum
+        double *hits
+        double last_loss
         int (*next)(void *context, double loss_sum) noexcept
         void *context
         int status
@@ -889,21 +891,29 @@ cdef class Run:
     def __dealloc__(self):
         free(self.c.room)
         free(self.c.partial)
+        free(self.c.loss_sum)
         free(self.objective)
 
     def start(self, order, lr, ptrdiff_t batch=0, Series series=None):
-        """An epoch over the rows in this order (int64, or None: as they are), at batch i with learning rate lr[i]; the first one of a series, or alone."""
-        cdef ptrdiff_t batches = (self.c.n + self.c.batch_size - 1) // self.c.batch_size, i
-        cdef const int64_t *rows = labels_of(order, self.c.n)
+        """Epochs over the rows in this order (int64, n numbers for each, or None: as they are), at batch i of all with learning rate lr[i], as many as
+        there are rates for; from this batch on. Of a series it is the first epoch."""
+        cdef ptrdiff_t of_epoch = (self.c.n + self.c.batch_size - 1) // self.c.batch_size, batches = len(lr), i
+        cdef const int64_t *rows = labels_of(order, batches // of_epoch * self.c.n)
+        if batches == 0 or batches % of_epoch or (series is not None and batches != of_epoch):
+            raise ValueError(f"an epoch has {of_epoch} learning rates, got {batches}")
         if rows != NULL:
-            for i in range(self.c.n):
+            for i in range(batches // of_epoch * self.c.n):
                 if rows[i] < 0 or rows[i] >= self.c.n:
                     raise ValueError("order must hold row numbers")
         self.c.lr = <const double *>data(lr, FBP_F64, batches)
         self.epoch = (order, lr)
         self.c.order = rows
         self.c.batch, self.c.batches = batch, batches
-        self.c.loss_sum = self.c.hits = 0
+        free(self.c.loss_sum)
+        self.c.loss_sum = NULL   # an allocation may fail
+        self.c.loss_sum = <double *>allocate(2 * (batches // of_epoch) * sizeof(double))
+        self.c.hits = self.c.loss_sum + batches // of_epoch
+        memset(self.c.loss_sum, 0, 2 * (batches // of_epoch) * sizeof(double))
         self.series, self.c.next, self.c.context = series, NULL, NULL
         if series is not None:
             if series.c.n != self.c.n or series.c.epochs != 0 or (series.c.source != NULL and series.c.order != rows) or not self.c.tolerant:
@@ -945,6 +955,12 @@ cdef class Run:
             return 1, self.team
         return self.team, 1
 
+    def totals(self, ptrdiff_t epoch=0):
+        """(sum of rows * loss, right answers) of the batches of one of the epochs so far."""
+        if not 0 <= epoch * self.c.n < self.c.batches * self.c.batch_size:
+            raise IndexError(f"there is no epoch {epoch}")
+        return self.c.loss_sum[epoch], self.c.hits[epoch]
+
     def rewind(self, int64_t steps, uint64_t dropout_step):
         """Sets the counters back to those of a snapshot."""
         self.c.steps = steps
@@ -958,10 +974,6 @@ cdef class Run:
     def steps(self): return self.c.steps
     @property
     def dropout_step(self): return self.program.frame.step
-    @property
-    def loss_sum(self): return self.c.loss_sum
-    @property
-    def hits(self): return self.c.hits
     @property
     def last_loss(self): return self.c.last_loss
 

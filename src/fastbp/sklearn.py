@@ -512,7 +512,7 @@ class _Perceptron:
                             stop = training._call(callbacks, "on_batch_end", model, run.run.batch - 1, {"loss": run.run.last_loss})
                             rates[run.run.batch :] = updates.lr
                     if series is None:
-                        stop = ended(run.run.loss_sum / min(run.run.batch * batch_size, n_samples), stop)
+                        stop = ended(run.run.totals()[0] / min(run.run.batch * batch_size, n_samples), stop)
                 training._call(callbacks, "on_train_end", model)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)

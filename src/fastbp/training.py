@@ -87,6 +87,11 @@ def _order(rng: np.random.Generator, rows: int, shuffle: bool) -> np.ndarray | N
     return rng.permutation(rows).astype(np.int64, copy=False) if shuffle else None
 
 
+def _orders(rng: np.random.Generator, rows: int, shuffle: bool, epochs: int) -> np.ndarray | None:
+    """Those of some epochs, one behind the other."""
+    return np.concatenate([_order(rng, rows, shuffle) for _ in range(epochs)]) if shuffle and epochs > 1 else _order(rng, rows, shuffle)
+
+
 def _sequence(name: str, value: Iterable[Any]) -> list[Any]:
     try:
         return list(value)
@@ -278,12 +283,12 @@ class _NativeRun:
             self.pace.ran(steps)
         return status
 
-    def scores(self, order: np.ndarray | None, rows: int) -> dict[str, float]:
-        """Metrics over the first `rows` rows of this epoch."""
+    def scores(self, epoch: int, order: np.ndarray | None, rows: int) -> dict[str, float]:
+        """Metrics over the first `rows` rows of an epoch that was started; of the last one, where they are somebody's functions."""
         result: dict[str, float] = {}
         for name, metric in self.metrics.items():
             if metric == "accuracy":
-                result[name] = self.run.hits / rows
+                result[name] = self.run.totals(epoch)[1] / rows
                 continue
             prediction = self._outputs[:rows]
             if self._through_sigmoid:
@@ -343,7 +348,10 @@ class _PythonRun:
         self.loss_sum += self.last_loss * (rows.stop - rows.start)
         return _core.DONE if self.batch == self.batches else _core.RUNNING
 
-    def scores(self, order: np.ndarray | None, rows: int) -> dict[str, float]:
+    def totals(self, epoch: int = 0) -> tuple[float, float]:
+        return self.loss_sum, 0.0
+
+    def scores(self, epoch: int, order: np.ndarray | None, rows: int) -> dict[str, float]:
         y = self.data.targets[0].y[slice(rows) if order is None else order[:rows]]
         return {name: float(metric(y, self.outputs[:rows])) for name, metric in self.metrics.items()}
 
@@ -465,12 +473,14 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
             run = (_NativeRun if native else _PythonRun)(model, terms, optimizer, data, batch_size, clip, named)
             recovery = _Recovery(run, (model.flat_parameters, *optimizer.state), model.workspace)
             watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
+            between = bool(callbacks) or validation is not None or not native or any(callable(metric) for metric in named.values())
             _call(callbacks, "on_train_begin", model)
-            stop = False
-            for epoch in range(epochs):
+            epoch, several, stop = 0, 1, False   # several: epochs that are begun together, as nobody wants to know anything between them
+            while epoch < epochs and not stop:
                 _call(callbacks, "on_epoch_begin", model, epoch, {})
                 recovery.stale |= bool(callbacks)
-                order, rates = _order(rng, len(data), shuffle), optimizer.rates(batches)
+                order, rates = _orders(rng, len(data), shuffle, several), optimizer.rates(several * batches)
+                begin = time.monotonic()
                 run.start(order, rates)
                 status = _core.RUNNING
                 while status == _core.RUNNING and not stop:
@@ -478,25 +488,28 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
                     status = run.advance(SLICE, 1 if watched else 0, copies)
                     optimizer.steps = run.run.steps
                     if status in (_core.LOSS_NOT_FINITE, _core.PARAMETER_NOT_FINITE):
-                        _diverged(status, run, recovery, order, rates, first, epoch, epochs)
+                        _diverged(status, run, recovery, order, rates, first, epoch, epochs, batches)
                     recovery.ran(order, rates, first, run.run.batch)
                     if bar is not None:
-                        rows = min(run.run.batch * batch_size, len(data))
-                        bar.set_description_str(f"epoch {epoch + 1}/{epochs}", refresh=False)
-                        bar.set_postfix_str(f"loss {run.run.loss_sum / rows:.4g}", refresh=False)
+                        last, done = divmod(run.run.batch - 1, batches)
+                        bar.set_description_str(f"epoch {epoch + last + 1}/{epochs}", refresh=False)
+                        rows = min((done + 1) * batch_size, len(data))
+                        bar.set_postfix_str(f"loss {run.run.totals(last)[0] / rows:.4g}", refresh=False)
                         bar.update(run.run.batch - first)
                     if watched:
                         stop = _call(callbacks, "on_batch_end", model, run.run.batch - 1, {"loss": run.run.last_loss})
                         recovery.stale = True
                         rates[run.run.batch :] = optimizer.rates(batches - run.run.batch)
-                rows = min(run.run.batch * batch_size, len(data))
-                logs = {"loss": run.run.loss_sum / rows} | run.scores(order, rows)
-                if validation is not None:
-                    logs |= {f"val_{name}": value for name, value in _evaluate(model, validation, terms, named).items()}
-                history.append(logs)
-                stop |= _call(callbacks, "on_epoch_end", model, epoch, logs)
-                if stop:
-                    break
+                for i in range(several):
+                    rows = min((run.run.batch - i * batches) * batch_size, len(data))
+                    logs = {"loss": run.run.totals(i)[0] / rows} | run.scores(i, order, rows)
+                    if validation is not None:
+                        logs |= {f"val_{name}": value for name, value in _evaluate(model, validation, terms, named).items()}
+                    history.append(logs)
+                    stop |= _call(callbacks, "on_epoch_end", model, epoch + i, logs)
+                epoch += several
+                if not between:
+                    several = min(epochs - epoch, max(1, int(SLICE * several / max(time.monotonic() - begin, 1e-9))))
             _call(callbacks, "on_train_end", model)
     finally:
         if run is not None:
@@ -509,8 +522,9 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
     return history
 
 
-def _diverged(status: int, run: Any, recovery: _Recovery, order: np.ndarray | None, rates: np.ndarray, first: int, epoch: int, epochs: int) -> None:
-    """Leaves the model as it was before the step that broke it, and raises."""
+def _diverged(status: int, run: Any, recovery: _Recovery, order: np.ndarray | None, rates: np.ndarray, first: int, epoch: int, epochs: int,
+              batches: int) -> None:
+    """Leaves the model as it was before the step that broke it, one after epoch `epoch` began, and raises."""
     loss = run.run.last_loss
     batch = run.run.batch
     reason = f"the loss is {loss}"
@@ -519,7 +533,8 @@ def _diverged(status: int, run: Any, recovery: _Recovery, order: np.ndarray | No
         recovery.ran(order, rates, first, batch)
         recovery.restore()
         reason = f"a parameter became infinite or NaN after a loss of {loss}"
-    raise FloatingPointError(f"training diverged in epoch {epoch + 1} of {epochs}, batch {batch + 1} of {len(rates)}: {reason}. The model has the last finite "
+    epoch, batch = epoch + batch // batches, batch % batches
+    raise FloatingPointError(f"training diverged in epoch {epoch + 1} of {epochs}, batch {batch + 1} of {batches}: {reason}. The model has the last finite "
                              "parameters, those before this batch. A smaller learning rate or clip_norm may help")
 
 
