@@ -32,6 +32,11 @@ class Pace:
         self._trial: list[float] = []       # its turns still to come
         self._new = True                    # nothing but a trial is known of the present choice
 
+    @property
+    def rate(self) -> float:
+        """Steps a second of late, 0 when none are known."""
+        return self._rate[self.chosen]
+
     def turn(self, seconds: float) -> tuple[int, float]:
         """(threads, seconds) of the next turn, which lasts at most this long."""
         self._begin = self._clock()

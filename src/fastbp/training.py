@@ -475,12 +475,13 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
             watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
             between = bool(callbacks) or validation is not None or not native or any(callable(metric) for metric in named.values())
             _call(callbacks, "on_train_begin", model)
-            epoch, several, stop = 0, 1, False   # several: epochs that are begun together, as nobody wants to know anything between them
+            epoch, stop = 0, False
             while epoch < epochs and not stop:
+                # So many are begun together as a slice lasts, when nobody wants to know anything between them.
+                several = 1 if between else min(epochs - epoch, max(1, int(SLICE * run.pace.rate / batches)))
                 _call(callbacks, "on_epoch_begin", model, epoch, {})
                 recovery.stale |= bool(callbacks)
                 order, rates = _orders(rng, len(data), shuffle, several), optimizer.rates(several * batches)
-                begin = time.monotonic()
                 run.start(order, rates)
                 status = _core.RUNNING
                 while status == _core.RUNNING and not stop:
@@ -508,8 +509,6 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
                     history.append(logs)
                     stop |= _call(callbacks, "on_epoch_end", model, epoch + i, logs)
                 epoch += several
-                if not between:
-                    several = min(epochs - epoch, max(1, int(SLICE * several / max(time.monotonic() - begin, 1e-9))))
             _call(callbacks, "on_train_end", model)
     finally:
         if run is not None:
