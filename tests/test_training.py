@@ -245,6 +245,38 @@ def test_riding_step_that_overflows_in_one_tile_is_undone(isa, dtype, rng, batch
     assert model.flat_parameters.tobytes() == before.tobytes()
 
 
+class Idle:
+    def on_epoch_end(self, model, epoch, logs):
+        """Wants nothing, but epochs are run one by one for it"""
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("batch_size", [7, 40])
+def test_epochs_begun_together_are_those_run_one_by_one(build, shuffle, batch_size):
+    x, label, w = draw("CrossEntropyLoss")
+    options = {"loss": fb.CrossEntropyLoss(), "batch_size": batch_size, "shuffle": shuffle, "sample_weight": w, "metrics": ("accuracy",)}
+    alone, together = build(DROPOUT, seed=2), build(DROPOUT, seed=2)
+    rate = lambda step: 0.5 / (1 + step)  # noqa: E731
+    optimizers, seeds, histories = [fb.SGD(rate, momentum=0.9) for _ in range(2)], [np.random.default_rng(5) for _ in range(2)], []
+    for model, optimizer, seed, callbacks in zip((alone, together), optimizers, seeds, ([Idle()], []), strict=True):
+        histories.append(model.fit(x, label, optimizer=optimizer, seed=seed, callbacks=callbacks, epochs=60, **options).history)
+    assert histories[0] == histories[1] and len(histories[1]["accuracy"]) == 60
+    assert_same_bits(alone, together)
+    assert optimizers[0].steps == optimizers[1].steps and seeds[0].random() == seeds[1].random()
+
+
+@pytest.mark.parametrize("rate, broken", [(1e15, "loss is"), (1.7e308, "a parameter")])
+def test_divergence_is_told_alike_of_epochs_begun_together(build, rate, broken):
+    x, y, _ = draw("MSELoss")
+    said, models = [], [build(MLP, seed=2) for _ in range(2)]
+    for model, callbacks in zip(models, ([Idle()], []), strict=True):
+        with pytest.raises(FloatingPointError) as caught:
+            model.fit(x, 1000 * y, loss=fb.MSELoss(), optimizer=fb.SGD(lambda step: 1e-3 if step < 150 else rate), seed=1, batch_size=7, epochs=90, callbacks=callbacks)
+        said.append(str(caught.value))
+    assert said[0] == said[1] and broken in said[0] and "epoch 1 " not in said[0]
+    assert_same_bits(*models)
+
+
 def test_lr_schedule_and_changed_lr_equal_in_fit_and_loop(build):
     x, y, _ = draw("MSELoss")
     fitted, looped = build(MLP), build(MLP)
