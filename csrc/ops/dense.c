@@ -43,32 +43,28 @@ static void multiply(const fbp_frame *f, const fbp_op *op, place at, const fbp_p
     fbp_gemm(f->program->table, all ? w : &alone, q, scratch_of(f, w));
 }
 
-#define TRANSPOSE(type) \
-    for (ptrdiff_t i0 = begin; i0 < end; i0 += BLOCK) \
-        for (ptrdiff_t j0 = 0; j0 < columns; j0 += BLOCK) \
-            for (ptrdiff_t i = i0; i < end && i < i0 + BLOCK; i++) \
-                for (ptrdiff_t j = j0; j < columns && j < j0 + BLOCK; j++) \
-                    ((type *)to_weight)[i * there.row + j] = ((const type *)from_weight)[j * here.row + i]
+/* to (m, n) = fromᵀ, of few rows at a time: every one of them is on a page of its own. */
+static void transpose(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, const void *from, ptrdiff_t from_row, void *to, ptrdiff_t to_row)
+{
+    enum { ROWS = 16 };
+    for (ptrdiff_t i = 0; i < m; i += ROWS)
+        t->turn(&(fbp_block){.m = m - i < ROWS ? m - i : ROWS, .n = n, .a = fbp_at(t, from, i), .a_col = from_row, .c = fbp_at(t, to, i * to_row), .ldc = to_row});
+}
 
-/* The weight in an array laid out as the parameters, (O, I), to another one as the frame has it, (I, O); or back. */
+/* The weight in an array laid out as the parameters, (O, I), to another one as the frame has it, (I, O); or back. Workers share out the inputs, or
+ * have outputs of their own. */
 void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, const void *from, void *to, const fbp_worker *w)
 {
-    enum { BLOCK = 16 };
     const fbp_kernels *t = f->program->table;
-    place plain = place_of(f, op, FBP_AS_IT_IS, w);
-    const place turned = place_of(f, op, f->turned, w);
-    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, outputs = turned.end - turned.first;
-    plain.at += turned.first * plain.row;
-    const place here = back ? turned : plain, there = back ? plain : turned;
-    const ptrdiff_t rows = back ? outputs : I, columns = back ? I : outputs;
-    const void *from_weight = fbp_at(t, from, here.at);
-    void *to_weight = fbp_at(t, to, there.at);
-    ptrdiff_t begin = 0, end = rows;
-    if (outputs == O) fbp_share(w, rows, BLOCK, &begin, &end);
-    if (t->size == sizeof(float)) TRANSPOSE(float);
-    else TRANSPOSE(double);
+    const place plain = place_of(f, op, FBP_AS_IT_IS, w), turned = place_of(f, op, f->turned, w);
+    const ptrdiff_t O = f->program->value[op->y].width, outputs = turned.end - turned.first;
+    ptrdiff_t i = 0, end = f->program->value[op->x].width;
+    if (outputs == O) fbp_share(w, end, FBP_LINE, &i, &end);
+    const ptrdiff_t here = plain.at + turned.first * plain.row + i, there = turned.at + i * turned.row;
+    if (i == end) return;
+    if (back) transpose(t, outputs, end - i, fbp_at(t, from, there), turned.row, fbp_at(t, to, here), plain.row);
+    else transpose(t, end - i, outputs, fbp_at(t, from, here), plain.row, fbp_at(t, to, there), turned.row);
 }
-#undef TRANSPOSE
 
 void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
