@@ -27,11 +27,13 @@ static ALWAYS_INLINE void by_tiles(const fbp_block *q)
         const ptrdiff_t nr = q->n - j < NR ? q->n - j : NR, lacks = (nr + VL - 1) / VL * VL - nr;
         const int padded = VBYTES < 64 && !(MASKED_ROWS && q->b_panel == NR);   /* a copy; of one term, it may be masked as well */
         const int ragged = lacks == 0 ? WHOLE : padded ? PADDED : VBYTES == 64 && lacks >= VL / 2 ? HALF : RAGGED;
-        /* The first tiles beside a panel of a packed B fetch a part of the next panel each. */
+        /* The first tiles beside a panel of a packed B fetch a part of the next panel each; but beside the first one, every tile what it can of the
+         * rows of A that follow, which nobody may have read yet. */
         const real *a = q->a, *panel = q->b_row != NR ? b : j + NR < q->n ? b + q->b_panel : q->b, *soon = panel;
         for (ptrdiff_t i = 0, mr, count; i < q->m; i += count * mr, a += mr == MR ? count * q->a_panel : mr * q->a_row, soon += part) {
             const ptrdiff_t rest = q->m - i, thin = in_rows && 0 < rest % MR && rest % MR < THIN;
-            if (soon >= panel + q->k * NR) soon = b;
+            if (j == 0 && in_rows && q->a_col == 1) soon = a + MR * q->a_row;
+            else if (soon >= panel + q->k * NR) soon = b;
             mr = rest < MR ? rest : thin && rest < 2 * MR ? (rest + 1) / 2 : MR;
             count = mr < MR || does & FAR ? 1 : rest / MR - thin;   /* those that fetch fetch different memory */
             if (fetches_y) fetch_rows(q->epilogue->y + i * q->epilogue->ldy + j, q->epilogue->ldy, mr);
