@@ -50,7 +50,7 @@ static int pays_to_copy_a(const fbp_kernels *t, ptrdiff_t n, const fbp_product *
     const int same = by_rows ? stride % 4096 == 0 && fbp_cpu_cache_ways() < MANY_WAYS : stride % 1024 == 0;
     const size_t bytes = (size_t)(q->k * stride);
     if (!by_rows && stride % 512 && stride < 2048 && bytes <= NEAR_BYTES) return n > NEAR_COLUMNS;
-    const int far = bytes > 4 * t->a_bytes, panels = by_rows ? (same ? 4 : 47) : far ? (same ? 1 : 2) : (same ? 4 : 7);
+    const int far = bytes > 4 * t->a_bytes, panels = by_rows ? (same ? 4 : 47) : far ? (same ? 1 : 2) : (same ? 4 : 6);
     return n > panels * t->nr;
 }
 
@@ -203,6 +203,37 @@ static void gemm_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0
     }
 }
 
+/* How many of the last columns, which fill a small part of a vector, are had sooner as rows of Cᵀ = Bᵀ Aᵀ: both lie as a product wants them then. */
+static ptrdiff_t columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
+{
+    if (q->a.col == 1 || q->b.col != 1 || q->k < WORTH_COPYING) return 0;
+    const ptrdiff_t vector = t->nr / 2, rest = n & (vector - 1);   /* a power of two */
+    if (rest == 0 || n < vector || (size_t)(m * q->k) * t->size > t->a_bytes) return 0;
+    if (q->start != FBP_STORE || (q->chunked && q->k > FBP_CHUNK) || q->done || (q->epilogue && (q->epilogue->y || q->epilogue->sums))) return 0;
+    if (rest > t->masked_rows && m % t->nr) return 0;   /* A, as B now, would have to be copied */
+    const ptrdiff_t vectors = (m + vector - 1) / vector;
+    return 2 * rest * vectors < m && rest * vectors * vector <= PASSING ? rest : 0;
+}
+
+static void gemm_columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j, ptrdiff_t n, void *scratch)
+{
+    const ptrdiff_t row = ceil_to(i1 - i0, line(t));
+    void *sums = (char *)scratch + scratch_b(t, q->n, q->k) + scratch_a(t, q->m, q->k);
+    const fbp_block product = {
+        .m = n, .n = i1 - i0, .k = q->k,
+        .a = fbp_at(t, q->b.p, j), .a_row = 1, .a_col = q->b.row, .a_panel = t->mr,
+        .b = fbp_at(t, q->a.p, i0), .b_row = q->a.col, .b_panel = t->nr,
+        .c = sums, .ldc = row, .start = FBP_STORE,
+    };
+    t->block(&product);
+    for (ptrdiff_t i = i0; i < i1; i += FBP_TURNED_ROWS) {
+        fbp_epilogue e;
+        fbp_block turned = {.m = min(FBP_TURNED_ROWS, i1 - i), .n = n, .a = fbp_at(t, sums, i - i0), .a_col = row, .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc};
+        if (q->epilogue) e = epilogue_at(t, q, i, j), turned.epilogue = &e;
+        t->turn(&turned);
+    }
+}
+
 /* Whether it is a single block already, and needs no copy. Small products come often: what is decided here must not take as long as they do. */
 static int is_one_block(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
 {
@@ -240,6 +271,8 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
         gemm_turned(t, q, i0, i1, j0, j1, scratch);
         return;
     }
+    const ptrdiff_t as_rows = columns_as_rows(t, q, i1 - i0, j1 - j0);
+    if (as_rows) gemm_columns_as_rows(t, q, i0, i1, j1 -= as_rows, as_rows, scratch);
     const fbp_kernels *const tiles = !in_strips && pays_broad(t, q, i1 - i0, j1 - j0) ? t->broad : t;
     const int copies_a = pays_to_copy_a(tiles, j1 - j0, q), packs_b = pays_to_pack_b(tiles, i1 - i0, q);
     if (in_strips || (!copies_a && !packs_b && is_one_block(tiles, q, i1 - i0, j1 - j0))) {

@@ -303,6 +303,22 @@ def test_product_with_a_transposed_matrix_is_that_with_its_copy_by_rows(isa, dty
                 assert out.intact(), (m, n, k)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("act", ["identity", "relu", "tanh"])
+def test_last_columns_of_a_product_with_a_transposed_first_matrix_are_those_with_its_copy_by_rows(isa, dtype, rng, act, threads):
+    """The few that fill a small part of a vector are made as rows of Cᵀ and turned"""
+    t = tile(isa, dtype)
+    with team(threads):
+        for m in (5 * t.VL, 6 * t.VL + 1, 127, 128, 129, 301):
+            for n in (t.VL + 1, 2 * t.VL + 2, 5 * t.VL + 3, 9 * t.VL + 4):
+                for k in (31, 32, 77):
+                    a, b, bias = (rng.normal(size=shape).astype(dtype) for shape in ((m, k), (k, n), n))
+                    out = Framed((m, n), dtype)
+                    _core.matmul(np.asfortranarray(a), b, out.array, bias, _core.ACTIVATIONS[act])
+                    np.testing.assert_array_equal(out.array, _core.matmul(a, b, np.empty((m, n), dtype), bias, _core.ACTIVATIONS[act]), (m, n, k))
+                    assert out.intact(), (m, n, k)
+
+
 @pytest.mark.parametrize("act", ["ReLU", "Tanh"])
 def test_few_rows_of_an_input_gradient_are_those_of_a_tall_one(isa, build, dtype, rng, act):
     model = build([("Linear", 3, 1030), (act,), ("Linear", 1030, 1100)], dtype=dtype)
