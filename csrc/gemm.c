@@ -215,6 +215,7 @@ static ptrdiff_t columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptr
     return 2 * rest * vectors < m && rest * vectors * vector <= PASSING ? rest : 0;
 }
 
+/* Columns [j, j + n), so few that their rows are one tile high. */
 static void gemm_columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j, ptrdiff_t n, void *scratch)
 {
     const ptrdiff_t row = ceil_to(i1 - i0, line(t));
@@ -272,7 +273,10 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
         return;
     }
     const ptrdiff_t as_rows = columns_as_rows(t, q, i1 - i0, j1 - j0);
-    if (as_rows) gemm_columns_as_rows(t, q, i0, i1, j1 -= as_rows, as_rows, scratch);
+    if (as_rows) {
+        j1 -= as_rows;
+        gemm_columns_as_rows(t, q, i0, i1, j1, as_rows, scratch);
+    }
     const fbp_kernels *const tiles = !in_strips && pays_broad(t, q, i1 - i0, j1 - j0) ? t->broad : t;
     const int copies_a = pays_to_copy_a(tiles, j1 - j0, q), packs_b = pays_to_pack_b(tiles, i1 - i0, q);
     if (in_strips || (!copies_a && !packs_b && is_one_block(tiles, q, i1 - i0, j1 - j0))) {
