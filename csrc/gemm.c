@@ -206,13 +206,14 @@ static void gemm_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0
 /* How many of the last columns, which fill a small part of a vector, are had sooner as rows of Cᵀ = Bᵀ Aᵀ: both lie as a product wants them then. */
 static ptrdiff_t columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
 {
+    enum { WORTH_TURNING = 400 };   /* multiply-adds of a vector that are saved */
     if (q->a.col == 1 || q->b.col != 1 || q->k < WORTH_COPYING) return 0;
     const ptrdiff_t vector = t->nr / 2, rest = n & (vector - 1);   /* a power of two */
     if (rest == 0 || n < vector || (size_t)(m * q->k) * t->size > t->a_bytes) return 0;
     if (q->start != FBP_STORE || (q->chunked && q->k > FBP_CHUNK) || q->done || (q->epilogue && (q->epilogue->y || q->epilogue->sums))) return 0;
     if (rest > t->masked_rows && m % t->nr) return 0;   /* A, as B now, would have to be copied */
     const ptrdiff_t vectors = (m + vector - 1) / vector;
-    return 2 * rest * vectors < m && rest * vectors * vector <= PASSING ? rest : 0;
+    return q->k * (m - 2 * rest * vectors) >= WORTH_TURNING && rest * vectors * vector <= PASSING ? rest : 0;
 }
 
 /* Columns [j, j + n), so few that their rows are one tile high. */
