@@ -256,8 +256,8 @@ def test_epochs_begun_together_are_those_run_one_by_one(build, shuffle, batch_si
     x, label, w = draw("CrossEntropyLoss")
     options = {"loss": fb.CrossEntropyLoss(), "batch_size": batch_size, "shuffle": shuffle, "sample_weight": w, "metrics": ("accuracy",)}
     alone, together = build(DROPOUT, seed=2), build(DROPOUT, seed=2)
-    rate = lambda step: 0.5 / (1 + step)  # noqa: E731
-    optimizers, seeds, histories = [fb.SGD(rate, momentum=0.9) for _ in range(2)], [np.random.default_rng(5) for _ in range(2)], []
+    optimizers, seeds = [fb.SGD(lambda step: 0.5 / (1 + step), momentum=0.9) for _ in range(2)], [np.random.default_rng(5) for _ in range(2)]
+    histories = []
     for model, optimizer, seed, callbacks in zip((alone, together), optimizers, seeds, ([Idle()], []), strict=True):
         histories.append(model.fit(x, label, optimizer=optimizer, seed=seed, callbacks=callbacks, epochs=60, **options).history)
     assert histories[0] == histories[1] and len(histories[1]["accuracy"]) == 60

@@ -440,7 +440,8 @@ class Model:
         batch_size
             above n means n; the last batch is smaller, and its mean is over its own rows
         shuffle, seed
-            one permutation per epoch from `seed` (int, numpy Generator or None)
+            one permutation per epoch from `seed` (int, numpy Generator or None). Where nothing is evaluated or called between epochs, permutations
+            and learning rates of some 25 ms of training are drawn at once: after an error or Ctrl-C a Generator may be ahead by as many
         sample_weight
             one per row, not negative: the batch's loss is Σ w l / Σ w
         validation_data

@@ -319,6 +319,7 @@ class _PythonRun:
         self.steps, self.dropout_step = steps, dropout_step
 
     def advance(self, seconds: float, batches: int = 0, copies: Sequence[np.ndarray] = ()) -> int:
+        """As _NativeRun.advance; the copies stay as they are, since nobody goes back to them: a step that breaks is undone at once."""
         end, first_batch = time.monotonic() + seconds, self.batch
         while True:
             status = self._step()
