@@ -152,17 +152,21 @@ int fbp_threads_for_steps(double work)
 
 /* ---- the team ----------------------------------------------------------------------------------------------------- */
 
-/* Waiting threads spin `patience` times before they give their core away. */
-static void meet(const fbp_worker *w, int patience)
+static unsigned arrive(const fbp_worker *w)
 {
     fbp_team *t = w->team;
     const unsigned round = atomic_load_explicit(&t->round, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&t->arrived, 1, memory_order_acq_rel) == w->parts - 1) {
         atomic_store_explicit(&t->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&t->round, round + 1, memory_order_release);
-        return;
     }
-    for (int spins = 0; atomic_load_explicit(&t->round, memory_order_acquire) == round; spins++) {
+    return round;
+}
+
+/* Waiting threads spin `patience` times before they give their core away. */
+static void await(const fbp_worker *w, unsigned round, int patience)
+{
+    for (int spins = 0; atomic_load_explicit(&w->team->round, memory_order_acquire) == round; spins++) {
         if (spins < patience) pause_core();
         else sched_yield();
     }
@@ -182,12 +186,22 @@ static void shake(const fbp_worker *w)
 static void shake(const fbp_worker *w) { (void)w; }
 #endif
 
-void fbp_barrier(const fbp_worker *w)
+unsigned fbp_arrive(const fbp_worker *w)
+{
+    if (w->parts == 1) return 0;
+    const unsigned arrival = arrive(w);
+    shake(w);
+    return arrival;
+}
+
+void fbp_await(const fbp_worker *w, unsigned arrival)
 {
     if (w->parts == 1) return;
-    meet(w, w->team->patience);
+    await(w, arrival, w->team->patience);
     shake(w);
 }
+
+void fbp_barrier(const fbp_worker *w) { fbp_await(w, fbp_arrive(w)); }
 
 #ifdef __linux__
 enum { CORES = 64 * sizeof((fbp_team){0}.cores) / sizeof((fbp_team){0}.cores[0]) };
@@ -224,7 +238,7 @@ static void run_member(int part, int parts, fbp_team *team, enum fbp_subnormals 
     enum { HURRY = 200 };
     const fbp_worker worker = {part, parts, team};
     if (part > 0 && !take_core(team)) move_to_free_core(team);
-    if (parts > 1) meet(&worker, HURRY);   /* whoever still has to move gets this core */
+    if (parts > 1) await(&worker, arrive(&worker), HURRY);   /* whoever still has to move gets this core */
     if (mode == FBP_SUBNORMALS_KEPT) {
         body(&worker, argument);
         return;

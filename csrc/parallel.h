@@ -44,6 +44,10 @@ void fbp_run_team(int threads, enum fbp_subnormals mode, void (*body)(const fbp_
 /* Returns when every member has arrived; what they wrote before is visible after. */
 void fbp_barrier(const fbp_worker *w);
 
+/* A barrier in two: arrives, and returns at once; returns when every member has arrived. No other barrier comes between the two. */
+unsigned fbp_arrive(const fbp_worker *w);
+void fbp_await(const fbp_worker *w, unsigned arrival);
+
 enum { FBP_LINE = 16 };   /* elements of whole cache lines: a worker's fewest columns */
 
 /* The share [*begin, *end) of n items, in whole multiples of `unit` but for the last. */

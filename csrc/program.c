@@ -58,14 +58,14 @@ size_t fbp_program_half(const fbp_kernels *t, int ops, const fbp_op *op, const f
 
 size_t fbp_frame_bytes(const fbp_program *p, int threads)
 {
-    return pointer_bytes(p) + arena_bytes(p) + 2 * p->half + (size_t)threads * p->scratch;
+    return pointer_bytes(p) + arena_bytes(p) + 4 * p->half + (size_t)threads * p->scratch;
 }
 
 fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
 {
     char *arena = (char *)memory + pointer_bytes(p), *half = arena + arena_bytes(p);
-    fbp_frame f = {.program = p, .value = memory, .gradient = (void **)memory + p->values, .arena = arena, .half = {half, half + p->half},
-                   .scratch = half + 2 * p->half};
+    fbp_frame f = {.program = p, .value = memory, .gradient = (void **)memory + p->values, .arena = arena, .half = {half, half + 2 * p->half},
+                   .scratch = half + 4 * p->half};
     for (int v = 0; v < p->values; v++) {
         f.value[v] = p->value[v].offset < 0 ? NULL : fbp_at(p->table, arena, p->value[v].offset);
         f.gradient[v] = p->value[v].gradient < 0 ? NULL : fbp_at(p->table, arena, p->value[v].gradient);
@@ -96,6 +96,21 @@ static void statistics(const fbp_frame *f, const fbp_worker *w)
     for (const fbp_op *op = p->op; op < p->op + p->ops; op++) if (op->kind == FBP_BATCHNORM) fbp_batchnorm_statistics(f, op, w);
 }
 
+/* Both gradients of a dense operation whose dx is two sums: while the other sum is under way, a worker makes the gradients, for which it needs what it
+ * has. Returns whether all have met since. */
+static int backward_in_halves(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    fbp_dense_backward(f, op, w);
+    const unsigned arrival = fbp_arrive(w);
+    if (w->parts > 2) fbp_await(w, arrival);   /* others read the rows of the weight that this one updates */
+    fbp_dense_gradients(f, op, w);
+    fbp_await(w, arrival);
+    fbp_dense_join(f, op, w);
+    if (op > f->program->op && fbp_dense_alone(f, op - 1, w)) return 0;
+    fbp_barrier(w);
+    return 1;
+}
+
 /* From the loss' gradient by the outputs, which is in place, back to the input (equations BP1 to BP4). */
 static void backward(const fbp_frame *f, const fbp_worker *w)
 {
@@ -111,6 +126,12 @@ static void backward(const fbp_frame *f, const fbp_worker *w)
             fbp_close_gradient(p->table, w, f->rows * p->value[op->y].width, op->act, op->alpha, f->value[op->y], f->gradient[op->y]);
             fbp_barrier(w);
         }
+        const int more = op->dw == FBP_MORE || op->db == FBP_MORE;   /* operations share the same parameters out in their own ways */
+        if (fbp_dense_halved(f, op, w)) {
+            if (!met && more) fbp_barrier(w);
+            met = backward_in_halves(f, op, w);
+            continue;
+        }
         const fbp_op *last = op;
         int wanted = op->dx != FBP_UNWANTED || op->dz != FBP_UNWANTED;
         for (; op > p->op && op[-1].stage == last->stage; op--) wanted |= op[-1].dx != FBP_UNWANTED || op[-1].dz != FBP_UNWANTED;
@@ -121,7 +142,7 @@ static void backward(const fbp_frame *f, const fbp_worker *w)
             met = 1;
         }
         if (!drivers[op->kind].gradients) continue;
-        if (!met && (op->dw == FBP_MORE || op->db == FBP_MORE)) fbp_barrier(w);   /* operations share the same parameters out in their own ways */
+        if (!met && more) fbp_barrier(w);
         drivers[op->kind].gradients(f, op, w);
         met = 0;
     }

@@ -158,7 +158,7 @@ typedef struct {
     const fbp_csr *csr;            /* a sparse input: row i of the batch is row order[first + i], or first + i without an order */
     const int64_t *order;
     ptrdiff_t first;
-    void *half[2];                 /* program->half bytes each */
+    void *half[2];                 /* twice program->half bytes each: of one operation, and of the one before it */
     void *scratch;                 /* program->scratch bytes per worker */
     fbp_step *update;              /* rides on the gradients; NULL: comes after them */
 } fbp_frame;

@@ -32,6 +32,8 @@ TRAININGS = {
     "active output": ([("Linear", 37, 200), ("Tanh",)], fb.MSELoss, lambda: fb.SGD(0.1), 101, 32, {}),
     "middle-sized": ([("Linear", 70, 160), ("ReLU",), ("Linear", 160, 161), ("Tanh",), ("Linear", 161, 130), ("Linear", 130, 5)],
                      fb.CrossEntropyLoss, lambda: fb.SGD(0.1), 101, 32, {}),
+    "few outputs": ([("Linear", 10, 1024), ("ReLU",), ("Linear", 1024, 64), ("Tanh",), ("Linear", 64, 5)],
+                    fb.CrossEntropyLoss, lambda: fb.SGD(0.1), 70, 20, {}),
     "deep": ([("Linear", 16, 16), ("ReLU",)] * 6 + [("Linear", 16, 4)], fb.CrossEntropyLoss, fb.Adam, 101, 32, {}),
 }
 every_training = pytest.mark.parametrize("name", TRAININGS)
@@ -102,6 +104,25 @@ def test_training_of_tied_weights_is_the_same_for_every_number_of_threads(finger
     assert set(hashes) == {hashes[0]}, hashes
 
 
+def test_training_of_tied_weights_next_to_each_other_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype):
+    """Both operations have an input gradient in two sums, between which threads need not meet"""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(96, 3)).astype(dtype)
+
+    def fit():
+        inputs, tied = fb.Input(3), fb.Linear(190, 210)
+        h = fb.Linear(3, 190)(inputs)
+        model = fb.Model(inputs, fb.Linear(190, 3)(tied.transpose()(fb.ReLU()(tied(h)))), dtype=dtype, seed=0)
+        model.fit(x, x, loss=fb.MSELoss(), optimizer=fb.SGD(0.1), epochs=5, batch_size=32, seed=0)
+        return fingerprint(model.flat_parameters)
+
+    hashes = []
+    for threads in (1, 2, 2, 2, 3, 4, 7):
+        with fb.num_threads(threads):
+            hashes.append(fit())
+    assert set(hashes) == {hashes[0]}, hashes
+
+
 def test_training_of_a_residual_net_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype):
     """Gradients of a value that three operations read, in two sums each"""
     rng = np.random.default_rng(0)
@@ -112,6 +133,7 @@ def test_training_of_a_residual_net_is_the_same_for_every_number_of_threads(fing
         h = fb.Linear(20, 160)(inputs)
         for _ in range(3):
             h = h + fb.Linear(160, 160)(fb.ReLU()(fb.Linear(160, 160)(h)))
+            h = fb.Tanh()(fb.Linear(160, 160)(h))
         model = fb.Model(inputs, fb.Linear(160, 3)(h + fb.Linear(160, 160)(h)), dtype=dtype, seed=0)
         model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.01), epochs=3, batch_size=32, seed=0)
         return fingerprint(model.flat_parameters)

@@ -96,20 +96,38 @@ static ptrdiff_t first_half(ptrdiff_t I, ptrdiff_t O)
 
 /* Whether half of the workers add up either sum: every worker then reads the rows of w that it updates and no others, and what goes from one to the
  * other is sums, which are fewer if the batch is small. Else every worker adds up the two one after the other, for the same bits. */
-static int halves_apart(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+int fbp_dense_halved(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
+    if (op->kind != FBP_DENSE || op->dx == FBP_UNWANTED || w->parts % 2) return 0;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
-    return w->parts % 2 == 0 && 2 * f->rows < O && first_half(I, O) < O;
+    return 2 * f->rows < O && first_half(I, O) < O;
 }
 
-/* Columns [j, end) of dx = (the two sums) * dact'(x). */
-static void join(const fbp_frame *f, const fbp_op *op, ptrdiff_t j, ptrdiff_t end)
+int fbp_dense_alone(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    if (op->kind != FBP_DENSE) return 0;
+    if (op->dx != FBP_UNWANTED) return w->parts == 2 && fbp_dense_halved(f, op, w);
+    const place at = place_of(f, op, f->turned, w);
+    return at.end - at.first < f->program->value[op->y].width;
+}
+
+/* Neighbours take turns: one's sums may still be read when the next ones are made. */
+static void *half_of(const fbp_frame *f, const fbp_op *op, int which)
+{
+    return (char *)f->half[which] + (size_t)((op - f->program->op) % 2) * f->program->half;
+}
+
+/* This worker's columns of dx = (the two sums) * dact'(x). */
+void fbp_dense_join(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
     const fbp_kernels *t = f->program->table;
-    const ptrdiff_t I = f->program->value[op->x].width, n = end - j;
+    const ptrdiff_t I = f->program->value[op->x].width;
+    ptrdiff_t j, end;
+    fbp_share(w, I, FBP_LINE, &j, &end);
+    const ptrdiff_t n = end - j;
     for (ptrdiff_t i = j; i < f->rows * I && n > 0; i += I) {
         void *dx = fbp_at(t, f->gradient[op->x], i);
-        const void *first = fbp_at(t, f->half[0], i), *second = fbp_at(t, f->half[1], i);
+        const void *first = fbp_at(t, half_of(f, op, 0), i), *second = fbp_at(t, half_of(f, op, 1), i);
         if (op->dx == FBP_MORE) t->binary(FBP_PLUS, n, dx, first, dx), t->binary(FBP_PLUS, n, dx, second, dx);
         else t->binary(FBP_PLUS, n, first, second, dx);
         if (op->dact != FBP_IDENTITY) t->act_backward(op->dact, n, fbp_at(t, f->value[op->x], i), dx, op->dalpha, 0, dx);
@@ -133,16 +151,12 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
     fbp_product second = first;
     second.k = O - half, second.start = FBP_ADD;
     second.a.p = fbp_at(t, first.a.p, half), second.b.p = fbp_at(t, first.b.p, half * weight.row);
-    if (halves_apart(f, op, w)) {
+    if (fbp_dense_halved(f, op, w)) {
         const fbp_worker member = {w->part % (w->parts / 2), w->parts / 2, w->team};
         const int which = w->part >= w->parts / 2;
         fbp_product *dx = which ? &second : &first;
-        dx->c = f->half[which], dx->start = FBP_STORE;
+        dx->c = half_of(f, op, which), dx->start = FBP_STORE;
         fbp_gemm(t, &member, dx, scratch_of(f, w));
-        fbp_barrier(w);
-        ptrdiff_t j, end;
-        fbp_share(w, I, FBP_LINE, &j, &end);
-        join(f, op, j, end);
         return;
     }
     void *sums = op->sums >= 0 && sums_ride(f, w) ? fbp_at(t, f->grads, op->sums) : NULL;
@@ -173,18 +187,23 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     const int updates = f->update && op->last_w;
-    const place at = place_of(f, op, f->turned, w);
+    place at = place_of(f, op, f->turned, w);
+    const int transposed = at.transposed, parts = at.at != op->weight, halved = fbp_dense_halved(f, op, w);
+    if (halved && w->parts == 2) {
+        fbp_share(w, O, FBP_LINE, &at.first, &at.end);
+        at.at += at.first * (transposed ? 1 : at.row);
+    }
     const ptrdiff_t outputs = at.end - at.first;
-    const int transposed = at.transposed;
     weight_update u = {f, updates ? fbp_slot_of(f->update->optimizer, op->weight) : NULL, at.at, at.row};
     const fbp_matrix x = {f->value[op->x], I, 1}, d = {fbp_at(t, f->gradient[op->y], at.first), O, 1}, left = transposed ? x : d;   /* dw = dyᵀ x, stored transposed: xᵀ dy */
     fbp_product dw = {
         .m = transposed ? I : outputs, .n = transposed ? outputs : I, .k = f->rows,
         .a = {left.p, left.col, left.row},
         .b = transposed ? d : x,
-        .c = fbp_at(t, f->grads, op->weight + at.first * I), .ldc = transposed ? outputs : I, .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1,
+        .c = fbp_at(t, f->grads, parts ? op->weight + at.first * I : at.at), .ldc = parts ? outputs : at.row,
+        .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1,
         .division = transposed ? FBP_BY_COLUMNS : FBP_BY_ROWS,   /* as in the forward pass, which meets a worker's outputs */
-        .kept = op->dx == FBP_UNWANTED || halves_apart(f, op, w),
+        .kept = op->dx == FBP_UNWANTED || halved,
         .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
     };
     if (dw.passing && f->rows <= FBP_CHUNK && fbp_descends(f->update, u.slot, &dw.rate)) {   /* in registers, from one weight to the next */

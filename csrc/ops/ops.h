@@ -1,5 +1,4 @@
-/* The drivers of the operations: each does one worker's share of a whole batch and returns; barriers are the caller's, but for the one between the two
- * sums of a dense operation's dx. */
+/* The drivers of the operations: each does one worker's share of a whole batch and returns; barriers are the caller's. */
 #ifndef FBP_OPS_H
 #define FBP_OPS_H
 
@@ -9,6 +8,11 @@
 typedef void fbp_driver(const fbp_frame *f, const fbp_op *op, const fbp_worker *w);
 
 fbp_driver fbp_dense_forward, fbp_dense_backward, fbp_dense_gradients;
+/* Of a dense operation whose dx is two sums, `backward` makes the sums and `join`, after a barrier, dx of them. alone: of dy and the weight a worker
+ * reads only the columns and rows that it is to write. */
+int fbp_dense_halved(const fbp_frame *f, const fbp_op *op, const fbp_worker *w);
+int fbp_dense_alone(const fbp_frame *f, const fbp_op *op, const fbp_worker *w);
+fbp_driver fbp_dense_join;
 void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, const void *from, void *to, const fbp_worker *w);
 fbp_driver fbp_softmax_forward, fbp_softmax_backward;
 fbp_driver fbp_sum_forward, fbp_sum_backward;
