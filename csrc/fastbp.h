@@ -5,7 +5,8 @@
  *   gemm.h       products of matrices
  *   memory.h     aligned memory
  *   primitives.h the operations as plain functions on arrays
- *   program.h    a compiled graph: forward, backward, prediction, training
+ *   program.h    a compiled graph: forward, backward, prediction
+ *   training.h   steps of a program and an optimizer
  *
  * Conventions: sizes and strides are ptrdiff_t and count elements; B rows of a batch, I inputs, O outputs; matrices are
  * row-major; a `d` before a name means the gradient of the loss by it. No function allocates, prints or raises: callers bring the
@@ -19,5 +20,6 @@
 #include "parallel.h"
 #include "primitives.h"
 #include "program.h"
+#include "training.h"
 
 #endif

@@ -167,14 +167,19 @@ typedef struct {
 size_t fbp_frame_bytes(const fbp_program *p, int threads);
 fbp_frame fbp_frame_in(void *memory, const fbp_program *p);
 
-/* How many threads `passes` forward passes over these rows deserve: 1 to predict, 2 backward; and many training steps. */
+/* How many threads `passes` forward passes over these rows deserve: 1 to predict, 2 backward. */
 int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes);
-int fbp_training_threads(const fbp_program *p, ptrdiff_t rows);
 
 /* Bytes of scratch that a worker of this program needs, and of half a dx. */
 size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);
 size_t fbp_program_half(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);
 enum { FBP_HALVED_MOST = 1 << 18 };   /* elements of a weight whose dx is two sums */
+
+/* Phases, which every member of a team runs beside the others: forward; then, of a training pass, running statistics move towards those of the batch;
+ * and from the loss' gradient by the outputs, which is in place, back to the input (equations BP1 to BP4). */
+void fbp_program_forward(const fbp_frame *f, const fbp_worker *w);
+void fbp_program_statistics(const fbp_frame *f, const fbp_worker *w);
+void fbp_program_backward(const fbp_frame *f, const fbp_worker *w);
 
 /* One phase by a team; the step-by-step path. `backward` starts from a dout (B, O) for every output and leaves the input's gradient in the
  * frame when the program wants it. */
@@ -184,63 +189,5 @@ void fbp_backward(fbp_frame *f, const void *const *dout, int threads);
 /* One y (n, O) for every output = the program applied to x (n, I), or to a sparse one, slice by slice of at most `capacity` rows, each by one
  * thread. Memory: fbp_frame_bytes(p, 1) for each of `threads` workers. */
 void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *const *y, void *memory, int threads);
-
-enum { FBP_TURNED_BYTES = 1 << 20 };   /* of such copies: making more would take longer than it saves */
-
-enum fbp_status { FBP_RUNNING, FBP_DONE, FBP_LOSS_NOT_FINITE, FBP_PARAMETER_NOT_FINITE };
-
-/* What an output is trained for: a term weight * loss of the whole loss. */
-typedef struct {
-    const fbp_loss *loss;
-    double weight;
-    fbp_target target;             /* of all n rows */
-    void *gathered_t;              /* room for one batch */
-    int64_t *gathered_label;
-    void *outputs;                 /* (n, O) to receive the predictions in batch order, or NULL */
-} fbp_objective;
-
-/* Batches [batch, batches) of epochs over n rows, one or more: gather, forward, loss, backward, update; ends a step after `seconds`. With `next` it is
- * one epoch, and others follow for as long as it says so. */
-typedef struct {
-    fbp_frame *frame;
-    const fbp_objective *objective;    /* one per output */
-    const fbp_optimizer *optimizer;
-    void *params, *state1, *state2;    /* state: velocity, or m and v */
-    void *saved[3];                /* where these are to be kept as they are now; NULL: nowhere */
-    void *room;                    /* for a copy of each of these where weights that turn lie turned; NULL: they do not turn */
-    const double *lr;              /* per batch */
-    ptrdiff_t n, batch_size;
-    const void *x;                 /* NULL: the frame has a sparse input */
-    const void *w;                 /* of all n rows, or NULL */
-    const int64_t *order;          /* n row numbers per epoch, batch i of which takes rows order[i*batch_size ...]; NULL: in order */
-    void *gathered_w;              /* room for one batch */
-    int wants_accuracy;            /* of the first output */
-    double threshold;              /* of accuracy; NaN: argmax */
-    double *partial;               /* fbp_partials(...) doubles */
-    double seconds;
-    int threads;
-    int tolerant;                  /* 1: goes on when a number is not finite */
-    int cleared;                   /* 1: the gradients of a sparse operation's weight were zero when the first step began */
-    ptrdiff_t batch, batches;      /* in: where to start; out: where it stopped */
-    int64_t steps;                 /* updates the optimizer has made */
-    double *loss_sum, *hits;       /* running sums of rows * loss and of right answers, per epoch */
-    double last_loss;
-    int (*next)(void *context, double loss_sum);   /* after an epoch: 1 to go on with another, whose order it has put where `order` is; or NULL */
-    void *context;
-    int paused;                    /* the time is up */
-    int status;
-} fbp_run;
-
-void fbp_train(fbp_run *run);
-
-/* Doubles of room for partial sums over `rows` rows of `outputs` outputs and `parameters` elements. */
-ptrdiff_t fbp_partials(ptrdiff_t rows, int outputs, ptrdiff_t parameters, int threads);
-
-/* The step-by-step path's loss and update, by a team: the same arithmetic as in fbp_train. */
-double fbp_loss_value(const fbp_kernels *t, const fbp_loss *loss, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target, void *dp,
-                      double *partial, int threads);
-double fbp_hits(const fbp_kernels *t, double threshold, ptrdiff_t B, ptrdiff_t O, const void *p, fbp_target target);
-int fbp_optimizer_step(const fbp_kernels *t, const fbp_optimizer *o, double lr, int64_t step, ptrdiff_t n, void *grads, void *params,
-                       void *state1, void *state2, double *partial, int threads);
 
 #endif
