@@ -98,7 +98,7 @@ def test_python_arrows_have_no_cycle():
 def test_python_only_the_extension_sees_c():
     found = {path.name for path in PYTHON.rglob("*.py") if re.search(r"\b(ctypes|cffi|cython)\b", path.read_text())} - {"arrays.py", "kernels.py"}
     assert not found  # array.ctypes.data, the address of an array, is all that those two may use
-    assert [path.name for path in PYTHON.rglob("*.pyx")] == ["_core.pyx"]
+    assert sorted(path.name for path in PYTHON.rglob("*.p[yx][xd]")) == ["_core.pxd", "_core.pyx"]
     for name in ("arrays.py", "kernels.py"):
         assert not re.search(r"import ctypes|cffi|\bcython\b", (PYTHON / name).read_text())
 
