@@ -319,7 +319,7 @@ class _PythonRun:
         self.steps, self.dropout_step = steps, dropout_step
 
     def advance(self, seconds: float, batches: int = 0, copies: Sequence[np.ndarray] = ()) -> int:
-        """As _NativeRun.advance; the copies stay as they are, since nobody goes back to them: a step that breaks is undone at once."""
+        """As _NativeRun.advance, without copies: a step that breaks is undone at once, and nobody goes back."""
         end, first_batch = time.monotonic() + seconds, self.batch
         while True:
             status = self._step()
@@ -472,7 +472,7 @@ def fit(model: Any, x: Any, y: Any, *, loss: Any, optimizer: Optimizer, epochs: 
             model.optimizer = optimizer
             native = all(isinstance(term.loss, Loss) for term in terms)
             run = (_NativeRun if native else _PythonRun)(model, terms, optimizer, data, batch_size, clip, named)
-            recovery = _Recovery(run, (model.flat_parameters, *optimizer.state), model.workspace)
+            recovery = _Recovery(run, (model.flat_parameters, *optimizer.state) if native else (), model.workspace)
             watched = any(hasattr(callback, "on_batch_end") for callback in callbacks)
             between = bool(callbacks) or validation is not None or not native or any(callable(metric) for metric in named.values())
             _call(callbacks, "on_train_begin", model)
