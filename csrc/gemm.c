@@ -109,7 +109,8 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
     block->a = to;
 }
 
-static int same_sets(const fbp_kernels *t, ptrdiff_t stride) { return stride * (ptrdiff_t)t->size % 1024 == 0; }
+/* Rows that fall into the same sets of a cache which has few ways. */
+static int thrashes(const fbp_kernels *t, ptrdiff_t stride) { return stride * (ptrdiff_t)t->size % 1024 == 0 && fbp_cpu_cache_ways() < MANY_WAYS; }
 
 static int sums_up(const fbp_product *q) { return q->epilogue && q->epilogue->sums; }
 
@@ -118,7 +119,7 @@ static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t 
 {
     if (q->b.col == 1 || m > FBP_FEW) return 0;
     const int far = (size_t)(q->n * q->k) * t->size > 4 * t->a_bytes;
-    return (m <= 3 || far) && !sums_up(q) && !same_sets(t, q->b.col) && q->b.row == 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+    return (m <= 3 || far) && !sums_up(q) && !thrashes(t, q->b.col) && q->b.row == 1 && q->start == FBP_STORE && !q->chunked && !q->done;
 }
 
 /* B lies by columns and A has fewer elements: Cᵀ = Bᵀ Aᵀ then, where A is packed and not B. */
@@ -139,7 +140,7 @@ static int pays_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, 
 static int pays_as_a_row(const fbp_kernels *t, const fbp_product *q)
 {
     const int forward = !q->epilogue || !(q->epilogue->y || q->epilogue->sums);
-    return q->n == 1 && q->ldc == 1 && q->a.col == 1 && q->a.row != 1 && !same_sets(t, q->a.row) && forward && q->start == FBP_STORE && !q->chunked && !q->done
+    return q->n == 1 && q->ldc == 1 && q->a.col == 1 && q->a.row != 1 && !thrashes(t, q->a.row) && forward && q->start == FBP_STORE && !q->chunked && !q->done
         && q->k > 0;
 }
 

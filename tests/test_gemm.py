@@ -269,6 +269,25 @@ def test_few_rows_over_a_large_matrix_are_those_of_a_tall_product(isa, dtype, rn
             np.testing.assert_array_equal(_core.matmul(a[:m], b, np.empty((m, columns), dtype), bias, _core.ACTIVATIONS[act]), tall[:m])
 
 
+@pytest.mark.parametrize("apart", [1024, 1030], ids=["rows in the same sets of a cache", "rows in different ones"])
+def test_few_rows_over_a_transposed_matrix_are_exact_for_every_number_of_columns(isa, dtype, apart, rng):
+    """Rows of the matrix side by side, as many as registers hold, and all of those that are left; and one column, which is such a product turned"""
+    a, w, bias = (whole_numbers(rng, *shape).astype(dtype) for shape in ((5, apart), (75, apart), (75,)))
+    for k in (1, 4, 19, 32, 301):
+        product = a[:, :k].astype(np.float64) @ w[:, :k].T.astype(np.float64)
+        for m in range(1, 6):
+            for n in range(1, 75):
+                out = Framed((m, n), dtype)
+                K.linear_forward(a[:m, :k], w[:n, :k], bias[:n], "relu", out.array)
+                assert np.array_equal(out.array, np.maximum(product[:m, :n] + bias[:n], 0)), (m, n, k)
+                assert out.intact(), (m, n, k)
+        for m in range(1, 75):
+            out = Framed((m, 1), dtype)
+            K.linear_forward(w[:m, :k], a[:1, :k], bias[:1], None, out.array)
+            assert np.array_equal(out.array[:, 0], product[0, :m] + bias[0]), (m, k)
+            assert out.intact(), (m, k)
+
+
 @pytest.mark.parametrize("act", ["identity", "relu", "tanh"])
 def test_product_is_the_same_wherever_rows_of_its_operands_begin(isa, dtype, rng, act):
     """Rows of B are whole cache lines apart and begin anywhere in them: columns up to the next line are made first; A in copies and where it lies, in

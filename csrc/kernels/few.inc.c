@@ -40,18 +40,23 @@ static void strips(const fbp_block *q)
 {
     enum { WIDE = 4 * PATCH };
     assert(0 < q->m && q->m <= FEW && q->n > 0 && q->start == FBP_STORE);
-    const ptrdiff_t most = q->m == 1 ? 4 * PATCH : q->m <= 3 ? 2 * PATCH : PATCH;   /* columns: what the registers hold */
+    const int same_sets = (size_t)q->b_panel * sizeof(real) % 1024 == 0;   /* of the first cache, for all columns */
+    const ptrdiff_t most = q->m == 1 && !same_sets ? 4 * PATCH : q->m <= 3 ? 2 * PATCH : PATCH;   /* columns: what the registers hold */
     for (ptrdiff_t j = 0, n; j < q->n; j += n) {
         const ptrdiff_t rest = q->n - j;
         real room[FEW * WIDE];
-        n = rest >= most ? most : rest < PATCH ? rest : PATCH;
-#define STRIP(m, patches) (n == most ? strip(m, patches, 1, q, j, room, WIDE) : strip(m, 1, n == PATCH, q, j, room, WIDE))
-        if (q->m == 1) STRIP(1, 4);
-        else if (q->m == 2) STRIP(2, 2);
-        else if (q->m == 3) STRIP(3, 2);
-        else if (q->m == 4) STRIP(4, 1);
-        else if (q->m == 5) STRIP(5, 1);
-        else STRIP(6, 1);
+        n = rest < most ? rest : most;
+        /* The last columns at once too, as sums wait for themselves: one patch would take as long as two. */
+#define STRIP(m, patches) strip(m, patches, 0, q, j, room, WIDE)
+#define STRIPS(m, patches) (n == most ? strip(m, patches, 1, q, j, room, WIDE) : n > 2 * PATCH ? STRIP(m, patches) : n > PATCH ? STRIP(m, patches < 2 ? 1 : 2) : STRIP(m, 1))
+        if (q->m == 1 && !same_sets) STRIPS(1, 4);
+        else if (q->m == 1) STRIPS(1, 2);
+        else if (q->m == 2) STRIPS(2, 2);
+        else if (q->m == 3) STRIPS(3, 2);
+        else if (q->m == 4) STRIPS(4, 1);
+        else if (q->m == 5) STRIPS(5, 1);
+        else STRIPS(6, 1);
+#undef STRIPS
 #undef STRIP
         for (ptrdiff_t i = 0; i < q->m; i++) finish_row(q, room + i * WIDE, i, j, n);
     }
