@@ -145,7 +145,8 @@ void fbp_program_backward(const fbp_frame *f, const fbp_worker *w)
 
 int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
 {
-    return fbp_threads_for(p->work_per_row * (double)rows * passes);
+    enum { FEWEST = 4 };   /* to read the weights takes as long as to multiply that many rows by them */
+    return fbp_threads_for(p->work_per_row * (double)(rows > FEWEST ? rows : FEWEST) * passes);
 }
 
 static void run_forward(const fbp_worker *w, void *frame)
@@ -175,19 +176,32 @@ typedef struct {
     ptrdiff_t n;
 } prediction;
 
+enum { SLICE = 32 };   /* rows that a thread has at least */
+
+static fbp_frame frame_of(const prediction *q, int part)
+{
+    fbp_frame f = fbp_frame_in((char *)q->memory + (size_t)part * fbp_frame_bytes(q->program, 1), q->program);
+    f.params = q->params, f.csr = q->csr;
+    return f;
+}
+
+static void take_rows(const prediction *q, ptrdiff_t first, ptrdiff_t rows, fbp_frame *f)
+{
+    const fbp_program *p = q->program;
+    f->first = first, f->rows = rows;
+    f->value[p->input] = fbp_at(p->table, q->x, first * p->value[p->input].width);
+    for (int o = 0; o < p->outputs; o++) f->value[p->output[o].value] = fbp_at(p->table, q->y[o], first * p->value[p->output[o].value].width);
+}
+
 static void predict_share(const fbp_worker *w, void *argument)
 {
     const prediction *q = argument;
-    const fbp_program *p = q->program;
+    const ptrdiff_t capacity = q->program->capacity;
     const fbp_worker alone = {0, 1, NULL};
-    fbp_frame f = fbp_frame_in((char *)q->memory + (size_t)w->part * fbp_frame_bytes(p, 1), p);
-    f.params = q->params, f.csr = q->csr;
+    fbp_frame f = frame_of(q, w->part);
     ptrdiff_t i, end;
-    for (fbp_share(w, q->n, 32, &i, &end); i < end; i += f.rows) {
-        f.rows = end - i < p->capacity ? end - i : p->capacity;
-        f.value[p->input] = fbp_at(p->table, q->x, i * p->value[p->input].width);
-        f.first = i;
-        for (int o = 0; o < p->outputs; o++) f.value[p->output[o].value] = fbp_at(p->table, q->y[o], i * p->value[p->output[o].value].width);
+    for (fbp_share(w, q->n, SLICE, &i, &end); i < end; i += f.rows) {
+        take_rows(q, i, end - i < capacity ? end - i : capacity, &f);
         fbp_program_forward(&f, &alone);
     }
 }
@@ -197,6 +211,12 @@ void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const vo
     prediction q = {p, params, x, csr, y, memory, n};
     if (p->ops == 0) {   /* the identity */
         memcpy(y[0], x, (size_t)(n * p->value[p->input].width) * p->table->size);
+        return;
+    }
+    if (0 < n && n < SLICE * threads && n <= p->capacity) {   /* too few to share out: the team shares out every operation */
+        fbp_frame f = frame_of(&q, 0);
+        take_rows(&q, 0, n, &f);
+        fbp_forward(&f, threads);
         return;
     }
     fbp_run_team(threads, FBP_SUBNORMALS_FLUSHED, predict_share, &q);

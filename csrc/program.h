@@ -187,7 +187,7 @@ void fbp_forward(fbp_frame *f, int threads);
 void fbp_backward(fbp_frame *f, const void *const *dout, int threads);
 
 /* One y (n, O) for every output = the program applied to x (n, I), or to a sparse one, slice by slice of at most `capacity` rows, each by one
- * thread. Memory: fbp_frame_bytes(p, 1) for each of `threads` workers. */
+ * thread; or a few rows together. Memory: fbp_frame_bytes(p, 1) for each of `threads` workers. */
 void fbp_predict(const fbp_program *p, const void *params, ptrdiff_t n, const void *x, const fbp_csr *csr, void *const *y, void *memory, int threads);
 
 #endif

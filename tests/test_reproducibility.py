@@ -232,6 +232,35 @@ def test_row_of_a_prediction_does_not_depend_on_its_batch(build, rng, no_grain, 
 
 
 @pytest.mark.parametrize("layers", PREDICTORS.values(), ids=PREDICTORS)
+def test_predictions_are_the_same_for_every_number_of_threads(build, rng, no_grain, dtype, layers):
+    """So few rows that a team shares out every operation, and so many that it shares out the rows"""
+    model = build(layers, dtype=dtype)
+    x = rng.normal(size=(600, layers[0][1])).astype(dtype)
+    with fb.num_threads(1):
+        expected = model.predict(x)
+    for threads in THREADS:
+        with fb.num_threads(threads):
+            for n in (0, 1, 2, 31, 32, 33, 64, 65, 256, 257, 600):
+                np.testing.assert_array_equal(model.predict(x[:n]), expected[:n], f"{n} rows, {threads} threads")
+
+
+def test_predictions_of_a_graph_are_the_same_for_every_number_of_threads(rng, no_grain, dtype):
+    """Stages, norms, values that several operations read, two outputs, and none but the input"""
+    inputs = fb.Input(20)
+    h = fb.LayerNorm(130)(fb.Linear(20, 130)(inputs))
+    h = h + fb.Dropout(0.5)(fb.ReLU()(fb.BatchNorm1d(130)(fb.Linear(130, 130)(h))))
+    model = fb.Model(inputs, [fb.Softmax()(fb.Linear(130, 7)(h)), fb.Tanh()(h), inputs], dtype=dtype, seed=0)
+    x = rng.normal(size=(300, 20)).astype(dtype)
+    with fb.num_threads(1):
+        expected = model.predict(x)
+    for threads in THREADS:
+        with fb.num_threads(threads):
+            for n in (1, 7, 33, 300):
+                for out, all_rows in zip(model.predict(x[:n]), expected, strict=True):
+                    np.testing.assert_array_equal(out, all_rows[:n], f"{n} rows, {threads} threads")
+
+
+@pytest.mark.parametrize("layers", PREDICTORS.values(), ids=PREDICTORS)
 def test_forward_equals_predict(build, rng, dtype, layers):
     model = build(layers, dtype=dtype)
     x = rng.normal(size=(33, layers[0][1]))

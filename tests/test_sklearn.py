@@ -191,6 +191,8 @@ def test_training_gives_the_same_bits_for_any_number_of_threads(no_grain, rng, t
     assert one.loss_curve_ == two.loss_curve_
     for a, b in zip(one.coefs_, two.coefs_, strict=True):
         np.testing.assert_array_equal(a, b)
+    for rows in (1, 20, 33, 300):
+        np.testing.assert_array_equal(two.predict_proba(data[:rows]), one.predict_proba(data[:rows]))
 
 
 @pytest.mark.parametrize("hidden", [5, 40])
