@@ -1,16 +1,17 @@
-"""``python -m bench train|kernels``, from the repository's root."""
+"""``python -m bench train|predict|kernels``, from the repository's root."""
 
 import argparse
 import os
 import sys
 
-from . import bench_kernels, bench_train, machine, report
+from . import bench_kernels, bench_predict, bench_train, machine, report
 from .harness import take_seats
 from .kernel_cases import select_cases
 from .peers import PEERS
-from .shapes import select_nets
+from .shapes import select_nets, select_predictions
 
 COMMANDS = {"train": (select_nets, bench_train.run, "whole training steps"),
+            "predict": (select_predictions, bench_predict.run, "predictions"),
             "kernels": (select_cases, bench_kernels.run, "single kernels")}
 
 
@@ -44,7 +45,7 @@ def _parser():
     parser.add_argument("--threads", type=_numbers, default=sorted({1, os.cpu_count()}), metavar="1,2",
                         help="numbers of threads (1 and all cores)")
     parser.add_argument("--shapes", type=_names, default=[], metavar="NAMES",
-                        help="train: nets or the groups table, sweep, skips, random (table); kernels: kernels, functions, "
+                        help="train: nets or the groups table, sweep, skips, random (table); predict: nets; kernels: kernels, functions, "
                              "shapes or types, whatever has any of the names (all)")
     parser.add_argument("--peers", type=_names, default=list(PEERS), metavar="NAMES",
                         help=f"contestants, where installed ({','.join(PEERS)})")

@@ -11,6 +11,9 @@ import signal
 import time
 import traceback
 from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTBP_NUM_THREADS")
 
@@ -65,6 +68,16 @@ class _Contestant:
         self.trainer.build(net, net.weights(), *net.data())
         self.work = lambda count: self.trainer.run(count * net.batches)
 
+    def predict(self, prediction):
+        """Build the prediction; its result, or None if this peer predicts nothing."""
+        self.leave()
+        builder = getattr(self.module, "predictor", None)
+        if builder is None:
+            return None
+        call = builder(prediction.net, prediction.net.weights(), prediction.x())
+        self.work = partial(_repeat, call)
+        return np.array(call())
+
     def has_kernels(self):
         return bool(self.module.KERNELS)
 
@@ -75,12 +88,7 @@ class _Contestant:
         if builder is None:
             return None
         call, error = case.build(builder)
-
-        def work(count):
-            for _ in range(count):
-                call()
-
-        self.work = work
+        self.work = partial(_repeat, call)
         return error
 
     def run(self, count):
@@ -101,6 +109,11 @@ class _Contestant:
     def probe(self, name, *arguments):
         """A function of probes.py."""
         return getattr(importlib.import_module("bench.probes"), name)(*arguments)
+
+
+def _repeat(call, count):
+    for _ in range(count):
+        call()
 
 
 def _serve(connection, peer, threads):

@@ -120,6 +120,34 @@ def select_nets(names):
     return [net for name in names or ("table",) for net in known[name]]
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a net makes of so many rows."""
+
+    net: Net
+    rows: int
+
+    @property
+    def flops(self):
+        return 2 * self.rows * sum(inputs * outputs for inputs, outputs in pairwise(self.net.widths))
+
+    def x(self, seed=1):
+        return np.random.default_rng(seed).standard_normal((self.rows, self.net.widths[0])).astype(self.net.dtype)
+
+
+PREDICTED = ("iris", "digits", "mnist1", "xla160", "policy", "tabular", "wide")  # one row and some: what an agent asks for; and many
+ROWS = (1, 8, 64, 1024)
+POLICY = Net("policy", (8, 256, 256, 2), 64, "tanh", "adam", "mse")  # of reinforcement learning
+
+
+def select_predictions(names):
+    """Every number of rows for nets by name, or for those of PREDICTED."""
+    known = {net.name: net for net in (*NETS, POLICY)}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--shapes: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return [Prediction(known[name], rows) for name in names or PREDICTED for rows in ROWS]
+
+
 # Products as a network meets them, (B, I, O) of x (B, I), w (O, I).
 LAYERS = {
     "iris": (16, 4, 16),

@@ -8,6 +8,7 @@ A module has
         .run(steps)                  that many steps over the batches in their order, a multiple of net.batches
         .loss()                      mean loss over all of x, y as it is now
         .close()                     give memory back
+    predictor(net, weights, x)   a call without arguments that returns what the network makes of x; a module without one predicts nothing
     KERNELS                  {function: builder}: builder(*args, **options), given the arguments of the function of that
                              name in `fastbp.kernels`, returns a call without arguments that does the same work in this
                              library's fastest way, every output allocated beforehand, and returns the result

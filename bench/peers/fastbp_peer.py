@@ -20,14 +20,7 @@ class Trainer:
         fb.set_num_threads(threads)
 
     def build(self, net, weights, x, y):
-        *hidden, last = [fb.Linear(w.shape[1], w.shape[0]) for w, _ in weights]
-        x_node = node = fb.Input(net.widths[0])
-        for layer in hidden:
-            active = _ACTIVATIONS[net.activation]()(layer(node))
-            node = node + active if net.skips and node.width == active.width else active
-        self.model = fb.Model(x_node, last(node), dtype=net.dtype)
-        arrays = [array for layer in weights for array in layer]
-        self.model.load_state_dict(dict(zip(self.model.parameters, arrays)))
+        self.model = _model(net, weights)
         self.optimizer = {"sgd": lambda: fb.SGD(lr=net.lr), "momentum": lambda: fb.SGD(lr=net.lr, momentum=MOMENTUM),
                           "adam": lambda: fb.Adam(lr=net.lr)}[net.optimizer]()
         self.net, self.x, self.y, self.loss_function = net, x, y, _LOSSES[net.loss]()
@@ -41,6 +34,21 @@ class Trainer:
 
     def close(self):
         del self.model, self.optimizer, self.x, self.y
+
+
+def _model(net, weights):
+    *hidden, last = [fb.Linear(w.shape[1], w.shape[0]) for w, _ in weights]
+    x = node = fb.Input(net.widths[0])
+    for layer in hidden:
+        active = _ACTIVATIONS[net.activation]()(layer(node))
+        node = node + active if net.skips and node.width == active.width else active
+    model = fb.Model(x, last(node), dtype=net.dtype)
+    model.load_state_dict(dict(zip(model.parameters, (array for layer in weights for array in layer))))
+    return model
+
+
+def predictor(net, weights, x):
+    return partial(_model(net, weights).predict, x)
 
 
 def _into_out(function):

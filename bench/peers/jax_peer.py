@@ -51,6 +51,20 @@ class Trainer:
         jax.clear_caches()
 
 
+def predictor(net, weights, x):
+    jax.config.update("jax_enable_x64", net.dtype == "float64")
+    x, weights, activation = jnp.asarray(x), jax.tree.map(jnp.array, weights), _ACTIVATIONS[net.activation]
+
+    @jax.jit
+    def predict(weights, x):
+        *hidden, (w, b) = weights
+        for weight, bias in hidden:
+            x = activation(x @ weight.T + bias)
+        return x @ w.T + b
+
+    return lambda: jax.block_until_ready(predict(weights, x))
+
+
 def _loss(activation, kind, skips, parameters, x, y):
     *hidden, (w, b) = parameters
     for weight, bias in hidden:

@@ -38,6 +38,22 @@ class Trainer:
         del self.trainer, self.batches, self.x, self.y
 
 
+def predictor(net, weights, x):
+    """The lines that one writes: a product, a bias and an activation per layer, into arrays that are there."""
+    activations = [net.activation] * (len(weights) - 1) + [None]
+    calls, h = [], x
+    for (w, b), activation in zip(weights, activations):
+        calls.append(_linear_forward(h, w, b, activation))
+        h = calls[-1]()   # which every call fills again
+
+    def predict():
+        for call in calls:
+            out = call()
+        return out
+
+    return predict
+
+
 def _matmul(a, b):
     out = np.empty((a.shape[0], b.shape[1]), a.dtype)
     return lambda: a.dot(b, out)

@@ -57,6 +57,20 @@ class Trainer:
         return self.loss_function(functional.linear(x, w, b), y)
 
 
+def predictor(net, weights, x):
+    x, activation = torch.from_numpy(x), _ACTIVATIONS[net.activation]
+    *hidden, last = [_tensors(*layer) for layer in weights]
+
+    def predict():
+        h = x
+        with torch.inference_mode():
+            for w, b in hidden:
+                h = activation(functional.linear(h, w, b))
+            return functional.linear(h, *last)
+
+    return predict
+
+
 def _tensors(*arrays):
     return [torch.from_numpy(array) for array in arrays]
 

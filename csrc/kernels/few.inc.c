@@ -46,9 +46,11 @@ static void strips(const fbp_block *q)
         const ptrdiff_t rest = q->n - j;
         real room[FEW * WIDE];
         n = rest < most ? rest : most;
-        /* The last columns at once too, as sums wait for themselves: one patch would take as long as two. */
-#define STRIP(m, patches) strip(m, patches, 0, q, j, room, WIDE)
-#define STRIPS(m, patches) (n == most ? strip(m, patches, 1, q, j, room, WIDE) : n > 2 * PATCH ? STRIP(m, patches) : n > PATCH ? STRIP(m, patches < 2 ? 1 : 2) : STRIP(m, 1))
+        /* The last columns at once too: as sums wait for themselves, two patches take no longer than one. */
+#define STRIP(m, patches, whole) strip(m, patches, whole, q, j, room, WIDE)
+#define STRIPS(m, patches) \
+        (n == most ? STRIP(m, patches, 1) : patches > 2 && n > 2 * PATCH ? STRIP(m, patches, 0) \
+         : patches > 1 && n > PATCH ? STRIP(m, 2, 0) : STRIP(m, 1, 0))
         if (q->m == 1 && !same_sets) STRIPS(1, 4);
         else if (q->m == 1) STRIPS(1, 2);
         else if (q->m == 2) STRIPS(2, 2);
