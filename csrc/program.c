@@ -145,7 +145,7 @@ void fbp_program_backward(const fbp_frame *f, const fbp_worker *w)
 
 int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
 {
-    enum { FEWEST = 4 };   /* to read the weights takes as long as to multiply that many rows by them */
+    enum { FEWEST = 8 };   /* to read the weights takes as long as to multiply that many rows by them */
     return fbp_threads_for(p->work_per_row * (double)(rows > FEWEST ? rows : FEWEST) * passes);
 }
 
