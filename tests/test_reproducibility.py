@@ -60,6 +60,14 @@ def train(build, fingerprint, name, dtype, arrange=lambda array: array):
     return fingerprint(model.state_dict(), optimizer.state_dict(), history.history)
 
 
+def same_on_every_number_of_threads(run, counts=THREADS):
+    hashes = []
+    for threads in counts:
+        with fb.num_threads(threads):
+            hashes.append(run())
+    assert set(hashes) == {hashes[0]}, hashes
+
+
 # --- threads ------------------------------------------------------------------------------------------------
 
 
@@ -97,11 +105,7 @@ def test_training_of_tied_weights_is_the_same_for_every_number_of_threads(finger
         model.fit(x, x, loss=fb.MSELoss(), optimizer=fb.SGD(0.1), epochs=5, batch_size=32, seed=0)
         return fingerprint(model.flat_parameters)
 
-    hashes = []
-    for threads in (1, 2, 2, 2, 3, 4, 7):
-        with fb.num_threads(threads):
-            hashes.append(fit())
-    assert set(hashes) == {hashes[0]}, hashes
+    same_on_every_number_of_threads(fit, (1, 2, 2, 2, 3, 4, 7))
 
 
 def test_training_of_tied_weights_next_to_each_other_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype):
@@ -116,11 +120,7 @@ def test_training_of_tied_weights_next_to_each_other_is_the_same_for_every_numbe
         model.fit(x, x, loss=fb.MSELoss(), optimizer=fb.SGD(0.1), epochs=5, batch_size=32, seed=0)
         return fingerprint(model.flat_parameters)
 
-    hashes = []
-    for threads in (1, 2, 2, 2, 3, 4, 7):
-        with fb.num_threads(threads):
-            hashes.append(fit())
-    assert set(hashes) == {hashes[0]}, hashes
+    same_on_every_number_of_threads(fit, (1, 2, 2, 2, 3, 4, 7))
 
 
 def test_training_of_a_residual_net_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype):
@@ -138,11 +138,7 @@ def test_training_of_a_residual_net_is_the_same_for_every_number_of_threads(fing
         model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.01), epochs=3, batch_size=32, seed=0)
         return fingerprint(model.flat_parameters)
 
-    hashes = []
-    for threads in THREADS:
-        with fb.num_threads(threads):
-            hashes.append(fit())
-    assert set(hashes) == {hashes[0]}, hashes
+    same_on_every_number_of_threads(fit)
 
 
 def test_steps_are_the_same_for_every_number_of_threads(build, fingerprint, no_grain, dtype):
@@ -156,11 +152,7 @@ def test_steps_are_the_same_for_every_number_of_threads(build, fingerprint, no_g
         scores = model.evaluate(x, y, loss=loss, metrics=("accuracy",))
         return fingerprint(out, value, dout, dx, model.flat_gradients, model.predict(x), scores)
 
-    hashes = []
-    for threads in THREADS:
-        with fb.num_threads(threads):
-            hashes.append(step())
-    assert set(hashes) == {hashes[0]}
+    same_on_every_number_of_threads(step)
 
 
 COUNT = """
