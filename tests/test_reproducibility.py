@@ -60,7 +60,8 @@ def train(build, fingerprint, name, dtype, arrange=lambda array: array):
     return fingerprint(model.state_dict(), optimizer.state_dict(), history.history)
 
 
-def same_on_every_number_of_threads(run, counts=THREADS):
+def check_bits_on_every_number_of_threads(run, counts=THREADS):
+    """run() gives the same fingerprint on each of so many threads; a number may come more than once, for what happens in some runs only"""
     hashes = []
     for threads in counts:
         with fb.num_threads(threads):
@@ -105,7 +106,7 @@ def test_training_of_tied_weights_is_the_same_for_every_number_of_threads(finger
         model.fit(x, x, loss=fb.MSELoss(), optimizer=fb.SGD(0.1), epochs=5, batch_size=32, seed=0)
         return fingerprint(model.flat_parameters)
 
-    same_on_every_number_of_threads(fit, (1, 2, 2, 2, 3, 4, 7))
+    check_bits_on_every_number_of_threads(fit, (1, 2, 2, 2, 3, 4, 7))
 
 
 def test_training_of_tied_weights_next_to_each_other_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype):
@@ -120,7 +121,7 @@ def test_training_of_tied_weights_next_to_each_other_is_the_same_for_every_numbe
         model.fit(x, x, loss=fb.MSELoss(), optimizer=fb.SGD(0.1), epochs=5, batch_size=32, seed=0)
         return fingerprint(model.flat_parameters)
 
-    same_on_every_number_of_threads(fit, (1, 2, 2, 2, 3, 4, 7))
+    check_bits_on_every_number_of_threads(fit, (1, 2, 2, 2, 3, 4, 7))
 
 
 def test_training_of_a_residual_net_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype):
@@ -138,7 +139,7 @@ def test_training_of_a_residual_net_is_the_same_for_every_number_of_threads(fing
         model.fit(x, y, loss=fb.MSELoss(), optimizer=fb.SGD(0.01), epochs=3, batch_size=32, seed=0)
         return fingerprint(model.flat_parameters)
 
-    same_on_every_number_of_threads(fit)
+    check_bits_on_every_number_of_threads(fit)
 
 
 def test_steps_are_the_same_for_every_number_of_threads(build, fingerprint, no_grain, dtype):
@@ -152,7 +153,7 @@ def test_steps_are_the_same_for_every_number_of_threads(build, fingerprint, no_g
         scores = model.evaluate(x, y, loss=loss, metrics=("accuracy",))
         return fingerprint(out, value, dout, dx, model.flat_gradients, model.predict(x), scores)
 
-    same_on_every_number_of_threads(step)
+    check_bits_on_every_number_of_threads(step)
 
 
 COUNT = """

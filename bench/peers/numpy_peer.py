@@ -62,7 +62,7 @@ def _matmul(a, b):
 def _linear_forward(x, w, b, activation=None):
     wt, out, zero = w.T, np.empty((len(x), len(w)), x.dtype), np.zeros((), x.dtype)
     activate = {None: lambda: out, "relu": lambda: np.maximum(out, zero, out),
-                "tanh": lambda: np.tanh(out, out)}[activation]
+                "tanh": lambda: np.tanh(out, out), "sigmoid": _sigmoid_forward(out, out)}[activation]
 
     def call():
         x.dot(wt, out)
@@ -112,8 +112,8 @@ def _relu_backward(y, dy):
     return call
 
 
-def _sigmoid_forward(x):
-    out, half = np.empty_like(x), np.full((), 0.5, x.dtype)
+def _sigmoid_forward(x, out=None):
+    out, half = np.empty_like(x) if out is None else out, np.full((), 0.5, x.dtype)
 
     def call():
         np.multiply(x, half, out)

@@ -189,7 +189,7 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
     const int updates = f->update && op->last_w;
     place at = place_of(f, op, f->turned, w);
     const int transposed = at.transposed, parts = at.at != op->weight, halved = fbp_dense_halved(f, op, w);
-    if (halved && w->parts == 2) {
+    if (halved && w->parts == 2) {   /* the outputs of this worker's sum, however the product would rather be divided: nobody else reads their weights */
         fbp_share(w, O, FBP_LINE, &at.first, &at.end);
         at.at += at.first * (transposed ? 1 : at.row);
     }
