@@ -136,26 +136,6 @@ static int pays_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, 
     return straight > 1.05 * turned;
 }
 
-/* One column: one row over the transposed A. */
-static int pays_as_a_row(const fbp_kernels *t, const fbp_product *q)
-{
-    const int forward = !q->epilogue || !(q->epilogue->y || q->epilogue->sums);
-    return q->n == 1 && q->ldc == 1 && q->a.col == 1 && q->a.row != 1 && !thrashes(t, q->a.row) && forward && q->start == FBP_STORE && !q->chunked && !q->done
-        && q->k > 0;
-}
-
-static void gemm_row(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1)
-{
-    void *c = fbp_at(t, q->c, i0);
-    const fbp_block block = {
-        .m = 1, .n = i1 - i0, .k = q->k, .a = q->b.p, .a_row = q->k, .a_col = q->b.row,
-        .b = fbp_at(t, q->a.p, i0 * q->a.row), .b_panel = q->a.row, .c = c, .ldc = i1 - i0,
-    };
-    t->strips(&block);
-    if (q->epilogue && q->epilogue->bias) t->expand(1, i1 - i0, q->epilogue->bias, 1, c);
-    if (q->epilogue && q->epilogue->act != FBP_IDENTITY) t->act_forward(q->epilogue->act, i1 - i0, c, q->epilogue->alpha, c);
-}
-
 /* The product's epilogue for the part of C that begins at (i, j). */
 static fbp_epilogue epilogue_at(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i, ptrdiff_t j)
 {
@@ -204,36 +184,48 @@ static void gemm_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0
     }
 }
 
-/* How many of the last columns, which fill a small part of a vector, are had sooner as rows of Cᵀ = Bᵀ Aᵀ: both lie as a product wants them then. */
+/* How many of the last columns, which fill a small part of a vector, are had sooner as rows of Cᵀ = Bᵀ Aᵀ: where A lies by columns, or where they are
+ * few and all there are. */
 static ptrdiff_t columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
 {
     enum { WORTH_TURNING = 400 };   /* multiply-adds of a vector that are saved */
-    if (q->a.col == 1 || q->b.col != 1 || q->k < WORTH_COPYING) return 0;
-    const ptrdiff_t vector = t->nr / 2, rest = n & (vector - 1);   /* a power of two */
-    if (rest == 0 || n < vector || (size_t)(m * q->k) * t->size > t->a_bytes) return 0;
+    const ptrdiff_t vector = t->nr / 2;   /* a power of two */
+    if (q->k < (n == 1 ? 1 : WORTH_COPYING)) return 0;
     if (q->start != FBP_STORE || (q->chunked && q->k > FBP_CHUNK) || q->done || (q->epilogue && (q->epilogue->y || q->epilogue->sums))) return 0;
+    if (q->a.col == 1) {   /* in strips */
+        const ptrdiff_t most = t->size == 4 ? FBP_FEW : FBP_FEW / 2, fewest_rows = n == 1 ? 1 : q->b.col != 1 ? FBP_FEW + 1 : 4 * n;
+        return n <= most && m >= fewest_rows && q->a.row != 1 && !thrashes(t, q->a.row) ? n : 0;
+    }
+    const ptrdiff_t rest = n < vector ? n : q->b.col == 1 ? n & (vector - 1) : 0, vectors = (m + vector - 1) / vector;
+    if (rest == 0 || (rest < n && (size_t)(m * q->k) * t->size > t->a_bytes)) return 0;
     if (rest > t->masked_rows && m % t->nr) return 0;   /* A, as B now, would have to be copied */
-    const ptrdiff_t vectors = (m + vector - 1) / vector;
-    return q->k * (m - 2 * rest * vectors) >= WORTH_TURNING && rest * vectors * vector <= PASSING ? rest : 0;
+    return q->k * (m - (rest < n ? 2 : 1) * rest * vectors) >= WORTH_TURNING ? rest : 0;
 }
 
 /* Columns [j, j + n), so few that their rows are one tile high. */
 static void gemm_columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j, ptrdiff_t n, void *scratch)
 {
-    const ptrdiff_t row = ceil_to(i1 - i0, line(t));
-    void *sums = (char *)scratch + scratch_b(t, q->n, q->k) + scratch_a(t, q->m, q->k);
-    const fbp_block product = {
-        .m = n, .n = i1 - i0, .k = q->k,
-        .a = fbp_at(t, q->b.p, j), .a_row = 1, .a_col = q->b.row, .a_panel = t->mr,
-        .b = fbp_at(t, q->a.p, i0), .b_row = q->a.col, .b_panel = t->nr,
-        .c = sums, .ldc = row, .start = FBP_STORE,
-    };
-    t->block(&product);
-    for (ptrdiff_t i = i0; i < i1; i += FBP_TURNED_ROWS) {
-        fbp_epilogue e;
-        fbp_block turned = {.m = min(FBP_TURNED_ROWS, i1 - i), .n = n, .a = fbp_at(t, sums, i - i0), .a_col = row, .c = fbp_at(t, q->c, i * q->ldc + j), .ldc = q->ldc};
-        if (q->epilogue) e = epilogue_at(t, q, i, j), turned.epilogue = &e;
-        t->turn(&turned);
+    const int is_row = n == 1 && q->ldc == 1, in_strips = q->a.col == 1;
+    const ptrdiff_t most = is_row || n * (i1 - i0) <= PASSING - n * t->nr ? i1 - i0 : PASSING / n / t->nr * t->nr;
+    void *const room = is_row ? NULL : (char *)scratch + scratch_b(t, q->n, q->k) + scratch_a(t, q->m, q->k);
+    for (ptrdiff_t i = i0, m; i < i1; i += m) {
+        m = min(most, i1 - i);
+        void *const c = fbp_at(t, q->c, i * q->ldc + j);
+        const fbp_block rows = {
+            .m = n, .n = m, .k = q->k,
+            .a = fbp_at(t, q->b.p, j * q->b.col), .a_row = q->b.col, .a_col = q->b.row, .a_panel = t->mr * q->b.col,
+            .b = fbp_at(t, q->a.p, i * q->a.row), .b_row = q->a.col, .b_panel = in_strips ? q->a.row : t->nr,
+            .c = is_row ? c : room, .ldc = ceil_to(m, line(t)), .start = FBP_STORE,
+        };
+        if (in_strips) t->strips(&rows);
+        else t->block(&rows);
+        if (is_row && !q->epilogue) continue;
+        for (ptrdiff_t p = 0; p < m; p += FBP_TURNED_ROWS) {
+            fbp_epilogue e;
+            fbp_block turned = {.m = min(FBP_TURNED_ROWS, m - p), .n = n, .a = fbp_at(t, rows.c, p), .a_col = rows.ldc, .c = fbp_at(t, c, p * q->ldc), .ldc = q->ldc};
+            if (q->epilogue) e = epilogue_at(t, q, i + p, j), turned.epilogue = &e;
+            t->turn(&turned);
+        }
     }
 }
 
@@ -265,19 +257,16 @@ static int pays_broad(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, p
 /* Rows [i0, i1) and columns [j0, j1) of the product, by one thread: the loops of Goto's algorithm around the block kernel. */
 static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, int shared, void *scratch)
 {
-    if (pays_as_a_row(t, q)) {
-        gemm_row(t, q, i0, i1);
-        return;
+    const ptrdiff_t as_rows = columns_as_rows(t, q, i1 - i0, j1 - j0);
+    if (as_rows) {
+        j1 -= as_rows;
+        gemm_columns_as_rows(t, q, i0, i1, j1, as_rows, scratch);
+        if (j0 == j1) return;
     }
     const int in_strips = pays_in_strips(t, q, i1 - i0);
     if (!in_strips && pays_turned(t, q, i1 - i0, j1 - j0)) {
         gemm_turned(t, q, i0, i1, j0, j1, scratch);
         return;
-    }
-    const ptrdiff_t as_rows = columns_as_rows(t, q, i1 - i0, j1 - j0);
-    if (as_rows) {
-        j1 -= as_rows;
-        gemm_columns_as_rows(t, q, i0, i1, j1, as_rows, scratch);
     }
     const fbp_kernels *const tiles = !in_strips && pays_broad(t, q, i1 - i0, j1 - j0) ? t->broad : t;
     const int copies_a = pays_to_copy_a(tiles, j1 - j0, q), packs_b = pays_to_pack_b(tiles, i1 - i0, q);

@@ -141,8 +141,8 @@ typedef struct {
  * lines, nor to those beside them, which processors fetch unasked. */
 enum fbp_turned { FBP_AS_IT_IS, FBP_TURNED, FBP_TURNED_PARTS };
 
-/* Elements from one row of O to the next when rows take whole cache lines; a row of less than one is nothing to share out. */
-static inline ptrdiff_t fbp_line_row(ptrdiff_t O) { return O <= FBP_LINE ? O : (O + FBP_LINE - 1) / FBP_LINE * FBP_LINE; }
+/* Elements from one row of O to the next when rows take whole cache lines. */
+static inline ptrdiff_t fbp_line_row(ptrdiff_t O) { return (O + FBP_LINE - 1) / FBP_LINE * FBP_LINE; }
 
 /* One running use of a program: where its values are and what the operations need to know. */
 typedef struct {

@@ -338,6 +338,23 @@ def test_last_columns_of_a_product_with_a_transposed_first_matrix_are_those_with
                     assert out.intact(), (m, n, k)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF"])
+def test_a_few_columns_are_exact_for_every_number_of_rows(isa, dtype, rng, orders, threads):
+    """All of them are made as rows of Cᵀ, by patches or by tiles, and turned; alone in a column that is tight, they stay. Blocks of the most rows that Cᵀ has room for, too"""
+    room = 48 << 10
+    wide_a, wide_b, bias = (whole_numbers(rng, *shape).astype(dtype) for shape in ((room // 2 + 3, 77), (77, 15), (15,)))
+    with team(threads):
+        for n in range(1, 16):
+            for m, k in [*((m, k) for m in (7, 13, 24, 61, 128, 129, 301) for k in (1, 31, 32, 77)), *([(room // n + 1, 33)] if 2 <= n <= 6 else [])]:
+                a, b = wide_a[:m, :k], wide_b[:k, :n]
+                expected = np.maximum(a.astype(np.float64) @ b.astype(np.float64) + bias[:n], 0)
+                out = Framed((m, n), dtype)
+                _core.matmul(a.copy(orders[0]), b.copy(orders[1]), out.array, bias[:n], _core.ACTIVATIONS["relu"])
+                assert np.array_equal(out.array, expected), (m, n, k)
+                assert out.intact(), (m, n, k)
+
+
 @pytest.mark.parametrize("act", ["ReLU", "Tanh"])
 def test_few_rows_of_an_input_gradient_are_those_of_a_tall_one(isa, build, dtype, rng, act):
     model = build([("Linear", 3, 1030), (act,), ("Linear", 1030, 1100)], dtype=dtype)

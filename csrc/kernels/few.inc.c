@@ -41,7 +41,8 @@ static void strips(const fbp_block *q)
     enum { WIDE = 4 * PATCH };
     assert(0 < q->m && q->m <= FEW && q->n > 0 && q->start == FBP_STORE);
     const int same_sets = (size_t)q->b_panel * sizeof(real) % 1024 == 0;   /* of the first cache, for all columns */
-    const ptrdiff_t most = q->m == 1 && !same_sets ? 4 * PATCH : q->m <= 3 ? 2 * PATCH : PATCH;   /* columns: what the registers hold */
+    enum { PATCHES = VBYTES == 64 ? 2 : 1 };   /* of more than three rows: what the registers hold */
+    const ptrdiff_t most = PATCH * (q->m == 1 && !same_sets ? 4 : q->m <= 3 ? 2 : PATCHES);   /* columns */
     for (ptrdiff_t j = 0, n; j < q->n; j += n) {
         const ptrdiff_t rest = q->n - j;
         real room[FEW * WIDE];
@@ -55,9 +56,9 @@ static void strips(const fbp_block *q)
         else if (q->m == 1) STRIPS(1, 2);
         else if (q->m == 2) STRIPS(2, 2);
         else if (q->m == 3) STRIPS(3, 2);
-        else if (q->m == 4) STRIPS(4, 1);
-        else if (q->m == 5) STRIPS(5, 1);
-        else STRIPS(6, 1);
+        else if (q->m == 4) STRIPS(4, PATCHES);
+        else if (q->m == 5) STRIPS(5, PATCHES);
+        else STRIPS(6, PATCHES);
 #undef STRIPS
 #undef STRIP
         for (ptrdiff_t i = 0; i < q->m; i++) finish_row(q, room + i * WIDE, i, j, n);

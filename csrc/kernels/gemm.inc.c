@@ -72,6 +72,19 @@ static ALWAYS_INLINE void finish_columns(const fbp_block *q, const int biases, c
     }
 }
 
+/* The only one, of sums that lie as it does, if not there. */
+static void finish_column(const fbp_block *q, const int rectifies)
+{
+    const real *bias = q->epilogue ? q->epilogue->bias : NULL;
+    if (q->a == q->c && !bias && !rectifies) return;
+    for (ptrdiff_t i = 0; i < q->m; i += VL) {
+        const ptrdiff_t n = q->m - i < VL ? q->m - i : VL;
+        vreal v = v_part(q->a + i, n);
+        if (bias) v += v_set(*bias);
+        v_put(q->c + i, rectifies ? relu(v, 0) : v, n);
+    }
+}
+
 /* C of its transposed sums, which lie in a: element (i, j) at a[i + j*a_col]. */
 static void turn(const fbp_block *q)
 {
@@ -79,7 +92,8 @@ static void turn(const fbp_block *q)
     const int rectifies = e && e->act == FBP_RELU;
     real panel[FBP_TURNED_ROWS * VL + PATCH] __attribute__((aligned(64)));
     assert(q->m <= FBP_TURNED_ROWS);
-    for (ptrdiff_t j = 0; j < q->n; j += VL) {
+    if (q->n == 1 && q->ldc == 1) finish_column(q, rectifies);
+    else for (ptrdiff_t j = 0; j < q->n; j += VL) {
         const ptrdiff_t n = q->n - j < VL ? q->n - j : VL;
         transpose_panels(VL, q->m, n, q->a + j * q->a_col, q->a_col, panel, 0);
         if (!e || !e->bias) finish_columns(q, 0, rectifies, panel, j, n);

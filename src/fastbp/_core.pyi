@@ -8,6 +8,7 @@ import numpy as np
 ACTIVATIONS: dict[str, int]
 LOSSES: dict[str, int]
 OPERATIONS: dict[str, int]
+LINE: int
 UNWANTED: int
 FIRST: int
 MORE: int

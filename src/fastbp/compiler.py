@@ -278,7 +278,8 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
         dw, last_w = meets(weight, i)
         db, last_b = meets(bias, i)
         transposed = op.layer is not None and op.layer.transposed
-        turns = op.kind == "dense" and contributions[i]["dx"] == _core.UNWANTED and len(users[weight]) == 1 and not transposed
+        turns = (op.kind == "dense" and contributions[i]["dx"] == _core.UNWANTED and len(users[weight]) == 1 and not transposed
+                 and not width[op.y] < _core.LINE <= width[op.x])  # vectors are filled by the inputs then
         function = BINARY[op.function] if op.kind == "binary" else _core.ACTIVATIONS[op.function]
         table.append((_core.OPERATIONS[op.kind], number[op.x], number[op.x if op.z < 0 else op.z], number[op.y], function,
                       _core.ACTIVATIONS[closing.function] if closing else IDENTITY, _core.ACTIVATIONS[closing_z.function] if closing_z else IDENTITY,
