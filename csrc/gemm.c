@@ -19,7 +19,7 @@ static ptrdiff_t block_depth(const fbp_kernels *t, const fbp_product *q, int fla
 {
     enum { NEAR_BYTES = 16 << 10, SHALLOW = 32 };
     if (q->k == 0) return 1;   /* one block of nothing, for the bias and the activation */
-    if (q->chunked) return min(q->k, FBP_CHUNK);
+    if (q->chunked) return min(q->k, fbp_chunk(q->k));
     if (q->n <= t->nr && q->a.col != 1 && (size_t)(q->k * q->a.col) * t->size > 4 * t->a_bytes)
         return even_parts(q->k, SHALLOW, 16);   /* lines that a tile takes in part wait in the second cache for the next one */
     if (flat && q->k * t->nr * (ptrdiff_t)t->size <= NEAR_BYTES) return q->k;
@@ -360,6 +360,7 @@ void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, v
 
 void fbp_column_sums(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, ptrdiff_t ldx, int start, void *y)
 {
-    for (ptrdiff_t i = 0; i == 0 || i < B; i += FBP_CHUNK)
-        t->column_sums(min(FBP_CHUNK, B - i), n, fbp_at(t, x, i * ldx), ldx, i ? FBP_ADD : start, y);
+    const ptrdiff_t chunk = fbp_chunk(B);
+    for (ptrdiff_t i = 0; i == 0 || i < B; i += chunk)
+        t->column_sums(min(chunk, B - i), n, fbp_at(t, x, i * ldx), ldx, i ? FBP_ADD : start, y);
 }

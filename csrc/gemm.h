@@ -11,6 +11,16 @@ typedef struct {
     ptrdiff_t row, col;
 } fbp_matrix;
 
+/* Rows of a batch whose contributions to a gradient make one sum: of a larger batch equal chunks, two, four, eight ... that workers can have for
+ * themselves. */
+static inline ptrdiff_t fbp_chunk(ptrdiff_t B)
+{
+    ptrdiff_t chunks = 1;
+    if (B <= FBP_CHUNK) return FBP_CHUNK;   /* a division takes long */
+    while (chunks * FBP_CHUNK < B) chunks *= 2;
+    return (B + chunks - 1) / chunks;
+}
+
 /* How C is rather divided among the threads: so that each meets again what it has read or written before. */
 enum fbp_division { FBP_ANYHOW, FBP_BY_ROWS, FBP_BY_COLUMNS };
 
@@ -22,7 +32,7 @@ typedef struct {
     int start;                     /* what to do with the C that is there; FBP_DESCEND: only for k up to FBP_CHUNK */
     double rate;                   /* of FBP_DESCEND, */
     int *not_finite;               /* and whether a new C is not finite */
-    int chunked;                   /* 1: a sum per FBP_CHUNK terms, added up in order (reductions over a batch); 0: one chain over all of k */
+    int chunked;                   /* 1: a sum per fbp_chunk(k) terms, added up in order (reductions over a batch); 0: one chain over all of k */
     enum fbp_division division;
     int kept;                      /* 1: C stays with the worker, no other one reads it */
     const fbp_epilogue *epilogue;  /* or NULL; sums only for a worker that is alone */
@@ -37,7 +47,7 @@ typedef struct {
 void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch);
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k);
 
-/* y (n) = column sums of x (B, n), in chunks of FBP_CHUNK rows like a chunked product. */
+/* y (n) = column sums of x (B, n), in chunks of rows like a chunked product. */
 void fbp_column_sums(const fbp_kernels *t, ptrdiff_t B, ptrdiff_t n, const void *x, ptrdiff_t ldx, int start, void *y);
 
 /* p + n elements of the table's type; NULL stays NULL. */

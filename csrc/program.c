@@ -70,6 +70,18 @@ fbp_frame fbp_frame_in(void *memory, const fbp_program *p)
     return f;
 }
 
+ptrdiff_t fbp_program_chunks(const fbp_program *p, ptrdiff_t rows)
+{
+    ptrdiff_t widths = p->value[p->input].width;
+    const ptrdiff_t chunk = fbp_chunk(rows), chunks = (rows + chunk - 1) / chunk;
+    if (chunks == 1 || !p->complete) return 0;
+    for (const fbp_op *op = p->op; op < p->op + p->ops; op++) {
+        if (op->kind == FBP_DENSE ? op->dw == FBP_MORE || op->db == FBP_MORE : drivers[op->kind].gradients || op->kind == FBP_BATCHNORM) return 0;
+        widths += p->value[op->y].width;
+    }
+    return 10 * p->extent * chunks <= 3 * rows * widths ? chunks : 0;
+}
+
 /* ---- phases: every member of the team runs these together ---------------------------------------------------------- */
 
 void fbp_program_forward(const fbp_frame *f, const fbp_worker *w)

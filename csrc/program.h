@@ -160,6 +160,8 @@ typedef struct {
     ptrdiff_t first;
     void *half[2];                 /* twice program->half bytes each: of one operation, and of the one before it */
     void *scratch;                 /* program->scratch bytes per worker */
+    void *chunk_grads;             /* program->extent elements per chunk of rows: workers have chunks for themselves then, see fbp_program_chunks; NULL: they
+                                    * share out every operation */
     fbp_step *update;              /* rides on the gradients; NULL: comes after them */
 } fbp_frame;
 
@@ -174,6 +176,10 @@ int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes);
 size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);
 size_t fbp_program_half(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows);
 enum { FBP_HALVED_MOST = 1 << 18 };   /* elements of a weight whose dx is two sums */
+
+/* Chunks of a tall batch of a small program, of which workers make forward pass, backward pass and gradients for themselves, as reading what another core
+ * has written takes longer than adding up gradients; 0: that does not pay. */
+ptrdiff_t fbp_program_chunks(const fbp_program *p, ptrdiff_t rows);
 
 /* Phases, which every member of a team runs beside the others: forward; then, of a training pass, running statistics move towards those of the batch;
  * and from the loss' gradient by the outputs, which is in place, back to the input (equations BP1 to BP4). */

@@ -21,10 +21,10 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void gather(const fbp_worker *w, const int64_t *order, ptrdiff_t rows, size_t bytes, const void *from, void *to)
+static void gather(const fbp_worker *w, const int64_t *order, ptrdiff_t rows, ptrdiff_t unit, size_t bytes, const void *from, void *to)
 {
     ptrdiff_t i, end;
-    fbp_share(w, rows, 1, &i, &end);
+    fbp_share(w, rows, unit, &i, &end);
     if (bytes == sizeof(int64_t)) for (; i < end; i++) memcpy((int64_t *)to + i, (const int64_t *)from + order[i], sizeof(int64_t));   /* a move, not a call */
     else for (; i < end; i++) memcpy((char *)to + (size_t)i * bytes, (const char *)from + (size_t)order[i] * bytes, bytes);
 }
@@ -36,11 +36,12 @@ static void take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w, void
     const fbp_program *p = f->program;
     const ptrdiff_t I = p->value[p->input].width;
     const size_t size = p->table->size;
+    const ptrdiff_t unit = f->chunk_grads ? fbp_chunk(f->rows) : 1;
     f->order = r->order ? r->order + epoch * r->n : NULL, f->first = first;
     const int64_t *order = f->order ? f->order + first : NULL;
     f->value[p->input] = order ? input_room : fbp_at(p->table, r->x, first * I);
-    if (order && r->x) gather(w, order, f->rows, (size_t)I * size, r->x, input_room);
-    if (order && r->w) gather(w, order, f->rows, size, r->w, r->gathered_w);
+    if (order && r->x) gather(w, order, f->rows, unit, (size_t)I * size, r->x, input_room);
+    if (order && r->w) gather(w, order, f->rows, unit, size, r->w, r->gathered_w);
     for (int k = 0; k < p->outputs; k++) {
         const fbp_objective *q = r->objective + k;
         const ptrdiff_t O = p->value[p->output[k].value].width;
@@ -49,8 +50,8 @@ static void take_batch(const fbp_run *r, fbp_frame *f, const fbp_worker *w, void
             continue;
         }
         target[k] = (fbp_target){q->target.t ? q->gathered_t : NULL, q->target.label ? q->gathered_label : NULL, r->w ? r->gathered_w : NULL};
-        if (q->target.t) gather(w, order, f->rows, (size_t)O * size, q->target.t, q->gathered_t);
-        if (q->target.label) gather(w, order, f->rows, sizeof *q->target.label, q->target.label, q->gathered_label);
+        if (q->target.t) gather(w, order, f->rows, unit, (size_t)O * size, q->target.t, q->gathered_t);
+        if (q->target.label) gather(w, order, f->rows, unit, sizeof *q->target.label, q->target.label, q->gathered_label);
     }
 }
 
@@ -81,7 +82,23 @@ static int updates_ride(const fbp_run *r)
 {
     enum { SMALL = 8192 };
     const fbp_optimizer *o = r->optimizer;
-    return r->frame->program->complete && o->clip_norm == 0 && o->kind != FBP_GRADIENT && (parameters_of(o) > SMALL || r->threads > 1);
+    return r->frame->program->complete && !r->frame->chunk_grads && o->clip_norm == 0 && o->kind != FBP_GRADIENT && (parameters_of(o) > SMALL || r->threads > 1);
+}
+
+/* This worker's share of the gradients: the chunks' one after the other. */
+static void add_chunks(const fbp_frame *f, ptrdiff_t parameters, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t chunk = fbp_chunk(f->rows), extent = f->program->extent;
+    ptrdiff_t i, end;
+    fbp_share(w, parameters, FBP_UPDATED, &i, &end);
+    for (ptrdiff_t n; i < end; i += n) {
+        n = end - i < FBP_UPDATED ? end - i : FBP_UPDATED;
+        void *g = fbp_at(t, f->grads, i);
+        const void *of_chunk = fbp_at(t, f->chunk_grads, i);
+        memcpy(g, of_chunk, (size_t)n * t->size);
+        for (ptrdiff_t row = chunk; row < f->rows; row += chunk) t->binary(FBP_PLUS, n, g, of_chunk = fbp_at(t, of_chunk, extent), g);
+    }
 }
 
 /* Whole steps until the time is up, the epoch ends, or a number stops being finite. All workers run this side by side, each
@@ -143,7 +160,9 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
         fbp_program_backward(&f, w);
         if (!rides) {
             fbp_barrier(w);
+            if (f.chunk_grads) add_chunks(&f, parameters, w);
             if (o->clip_norm > 0) {
+                if (f.chunk_grads) fbp_barrier(w);
                 fbp_update_squares(t, w, parameters, f.grads, squares);
                 fbp_barrier(w);
             }
@@ -252,6 +271,7 @@ void fbp_train(fbp_run *r)
         r->status = FBP_DONE;
         return;
     }
+    r->frame->chunk_grads = r->threads > 1 ? r->chunk_grads : NULL;
     training q = {.run = r, .home = {r->params, r->state1, r->state2}};
     r->frame->turned = how_to_turn(r);
     if (r->frame->turned) {
@@ -263,6 +283,7 @@ void fbp_train(fbp_run *r)
     fbp_run_team(r->threads, FBP_SUBNORMALS_FLUSHED, train, &q);
     r->frame->params = r->params = q.home[0], r->state1 = q.home[1], r->state2 = q.home[2];
     r->frame->turned = 0;
+    r->frame->chunk_grads = NULL;
     r->cleared = updates_ride(r);
     r->frame->step += (uint64_t)r->steps - before;
 }

@@ -27,6 +27,7 @@ typedef struct {
     void *params, *state1, *state2;    /* state: velocity, or m and v */
     void *saved[3];                /* where these are to be kept as they are now; NULL: nowhere */
     void *room;                    /* for a copy of each of these where weights that turn lie turned, up to FBP_TURNED_BYTES; NULL: they do not turn */
+    void *chunk_grads;             /* fbp_program_chunks(...) times program->extent elements, 0 at first; NULL: there are none */
     const double *lr;              /* per batch */
     ptrdiff_t n, batch_size;
     const void *x;                 /* NULL: the frame has a sparse input */

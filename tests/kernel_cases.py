@@ -43,7 +43,17 @@ def _source(file, pattern):
     return int(re.search(pattern, (Path(__file__).resolve().parents[1] / "csrc" / "kernels" / file).read_text())[1])
 
 
-CHUNK = _source("table.h", r"FBP_CHUNK = (\d+)")  # rows of a batch that make one sum
+CHUNK = _source("table.h", r"FBP_CHUNK = (\d+)")  # most rows of a batch that make one sum
+
+
+def chunk_of(rows):
+    """Rows of this many that make one sum: 1, 2, 4, 8 ... sums of as many rows"""
+    chunks = 1
+    while chunks * CHUNK < rows:
+        chunks *= 2
+    return -(-rows // chunks)
+
+
 _BLOCKS = {wide: (_source("pack.inc.c", pattern + r"DEPTH = (\d+) / sizeof"), _source("pack.inc.c", pattern + r"DEPTH[^\n]*NC = (\d+)"),
                   1024 * _source("pack.inc.c", pattern + r"DEPTH[^\n]*A_BYTES = (\d+) << 10"))
            for wide, pattern in [(True, r"VBYTES == 64\nenum \{ "), (False, r"#else\nenum \{ ")]}

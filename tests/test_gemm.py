@@ -12,7 +12,7 @@ import pytest
 import reference
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kernel_cases import (CHUNK, FUSED, ISAS, THREADS, Framed, for_every_number_of_threads, fused_multiply_add, isa, same_bits, selected,  # noqa: F401
+from kernel_cases import (CHUNK, FUSED, ISAS, THREADS, Framed, chunk_of, for_every_number_of_threads, fused_multiply_add, isa, same_bits, selected,  # noqa: F401
                           team, tile, whole_numbers)
 from tolerance import gauge_bound
 
@@ -173,13 +173,13 @@ def test_column_sums_are_exact_for_every_width(isa, dtype):
 
 @functools.cache
 def chains(dtype, fused, rows, columns, terms):
-    """For every CHUNK terms: their sum of every element, one multiply-add after the other from 0; and the
+    """For every chunk of terms: their sum of every element, one multiply-add after the other from 0; and the
     sum over all terms alike"""
     a, _, b, _, _ = stored(dtype, whole=False)
     fma = fused_multiply_add(dtype) if fused else lambda x, y, z: x * y + z
     parts, total = [], np.zeros((rows, columns), dtype)
     for p in range(terms):
-        if p % CHUNK == 0:
+        if p % chunk_of(terms) == 0:
             parts.append(np.zeros((rows, columns), dtype))
         parts[-1] = fma(a[:rows, p, None], b[None, p, :columns], parts[-1])
         total = fma(a[:rows, p, None], b[None, p, :columns], total)
@@ -216,7 +216,7 @@ def test_bias_is_added_last(isa, dtype):
     assert same_bits(forward(dtype, *CHAINS, b=bias, whole=False), product + bias)
 
 
-@pytest.mark.parametrize("rows", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
+@pytest.mark.parametrize("rows", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 7])
 def test_weight_gradient_is_summed_in_chunks(isa, dtype, rows):
     parts, _ = chains(dtype, isa != "baseline", *CHAINS[:2], rows)
     assert same_bits(weight_gradient(dtype, *CHAINS[:2], rows, whole=False), functools.reduce(np.add, parts))
@@ -225,7 +225,8 @@ def test_weight_gradient_is_summed_in_chunks(isa, dtype, rows):
 @pytest.mark.parametrize("rows", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
 def test_bias_gradient_is_summed_in_chunks(isa, dtype, rows):
     delta = np.ascontiguousarray(stored(dtype, whole=False)[0][:rows, :131])
-    chunks = [functools.reduce(np.add, delta[i : i + CHUNK], np.zeros(131, dtype)) for i in range(0, rows, CHUNK)]
+    chunk = chunk_of(rows)
+    chunks = [functools.reduce(np.add, delta[i : i + chunk], np.zeros(131, dtype)) for i in range(0, rows, chunk)]
     assert same_bits(K.bias_gradient(delta), functools.reduce(np.add, chunks))
 
 

@@ -142,6 +142,50 @@ def test_training_of_a_residual_net_is_the_same_for_every_number_of_threads(fing
     check_bits_on_every_number_of_threads(fit)
 
 
+TALL = {
+    "sgd": (lambda: fb.SGD(0.1), {}),
+    "momentum, decay": (lambda: fb.SGD(0.1, momentum=0.9, weight_decay=0.01), {}),
+    "adam, clipped": (lambda: fb.Adam(0.01), {"clip_norm": 0.1}),
+}
+
+
+@pytest.mark.parametrize("optimizer", TALL)
+@pytest.mark.parametrize("rows, last, width", [(513, 512, 40), (1100, 530, 40), (2600, 530, 40), (1100, 10, 200)])
+def test_training_on_tall_batches_is_the_same_for_every_number_of_threads(fingerprint, no_grain, dtype, rows, last, width, optimizer):
+    """Threads have whole chunks of rows for themselves: two, four and eight chunks, more threads than chunks, and a last batch with fewer, or so few that
+    they would make a dx in halves"""
+    rng = np.random.default_rng(0)
+    n = rows + last
+    x, y, w = rng.normal(size=(n, 21)).astype(dtype), rng.integers(5, size=n), rng.uniform(size=n).astype(dtype)
+
+    def fit():
+        inputs = fb.Input(21)
+        h = fb.Tanh()(fb.Linear(21, width)(inputs))
+        h = h + fb.ReLU()(fb.Linear(width, width)(h))
+        model = fb.Model(inputs, fb.Linear(width, 5)(fb.Dropout(0.1)(h)), dtype=dtype, seed=0)
+        rule, options = TALL[optimizer]
+        history = model.fit(x, y, sample_weight=w, loss=fb.CrossEntropyLoss(), optimizer=rule(), epochs=3, batch_size=rows, seed=0, metrics=("accuracy",), **options)
+        return fingerprint(model.flat_parameters, history.history)
+
+    check_bits_on_every_number_of_threads(fit, (1, 2, 2, 3, 4, 7, 16))
+
+
+@pytest.mark.parametrize("between", [fb.Tanh, lambda: fb.BatchNorm1d(17)], ids=["tied", "tied, normalised"])
+@pytest.mark.parametrize("rows", [513, 1100])
+def test_tall_batches_of_nets_that_threads_do_not_have_for_themselves_are_the_same(fingerprint, no_grain, dtype, rows, between):
+    """Tied weights, whose gradients are sums over operations; and statistics of the whole batch"""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 17)).astype(dtype)
+
+    def fit():
+        inputs, tied = fb.Input(17), fb.Linear(17, 17)
+        model = fb.Model(inputs, tied(between()(tied(inputs))), dtype=dtype, seed=0)
+        model.fit(x, x, loss=fb.MSELoss(), optimizer=fb.SGD(0.1), epochs=3, batch_size=rows, seed=0)
+        return fingerprint(model.flat_parameters)
+
+    check_bits_on_every_number_of_threads(fit)
+
+
 def test_steps_are_the_same_for_every_number_of_threads(build, fingerprint, no_grain, dtype):
     x, y, w = data(MLP, fb.CrossEntropyLoss, 300, dtype)
 

@@ -36,11 +36,11 @@ static fbp_matrix weight_at(const fbp_frame *f, place at)
 }
 
 /* A product for some of the outputs is this worker's alone. */
-static void multiply(const fbp_frame *f, const fbp_op *op, place at, const fbp_product *q, const fbp_worker *w)
+static void multiply(const fbp_frame *f, const fbp_op *op, place at, const fbp_product *q, const fbp_worker *w, void *scratch)
 {
     const fbp_worker alone = {0, 1, w->team};
     const int all = at.end - at.first == f->program->value[op->y].width;
-    fbp_gemm(f->program->table, all ? w : &alone, q, scratch_of(f, w));
+    fbp_gemm(f->program->table, all ? w : &alone, q, scratch);
 }
 
 /* to (m, n) = fromᵀ, of few rows at a time: every one of them is on a page of its own. */
@@ -66,6 +66,15 @@ void fbp_dense_turn(const fbp_frame *f, const fbp_op *op, int back, const void *
     else transpose(t, end - i, outputs, fbp_at(t, from, here), plain.row, fbp_at(t, to, there), turned.row);
 }
 
+/* The rows of the batch that are this worker's; and whose products they are: its alone, where it has chunks for itself. */
+static fbp_worker rows_of(const fbp_frame *f, const fbp_worker *w, ptrdiff_t *i, ptrdiff_t *end)
+{
+    *i = 0, *end = f->rows;
+    if (!f->chunk_grads) return *w;
+    fbp_share(w, f->rows, fbp_chunk(f->rows), i, end);
+    return (fbp_worker){0, 1, w->team};
+}
+
 void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
     const fbp_kernels *t = f->program->table;
@@ -73,13 +82,15 @@ void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w
     const place at = place_of(f, op, f->turned, w);
     const fbp_matrix weight = weight_at(f, at);
     const fbp_epilogue e = {.bias = op->bias < 0 ? NULL : fbp_at(t, f->params, op->bias + at.first), .act = op->act, .alpha = op->alpha};
+    ptrdiff_t i, end;
+    const fbp_worker who = rows_of(f, w, &i, &end);
     const fbp_product q = {
-        .m = f->rows, .n = at.end - at.first, .k = I,
-        .a = {f->value[op->x], I, 1},
+        .m = end - i, .n = at.end - at.first, .k = I,
+        .a = {fbp_at(t, f->value[op->x], i * I), I, 1},
         .b = {weight.p, weight.col, weight.row},
-        .c = fbp_at(t, f->value[op->y], at.first), .ldc = O, .start = FBP_STORE, .epilogue = &e,
+        .c = fbp_at(t, f->value[op->y], i * O + at.first), .ldc = O, .start = FBP_STORE, .epilogue = &e,
     };
-    multiply(f, op, at, &q, w);
+    multiply(f, op, at, &q, &who, scratch_of(f, w));
 }
 
 /* Whether dx, which one worker makes from top to bottom, brings along its column sums: the chain that fbp_column_sums would add up. */
@@ -98,7 +109,7 @@ static ptrdiff_t first_half(ptrdiff_t I, ptrdiff_t O)
  * other is sums, which are fewer if the batch is small. Else every worker adds up the two one after the other, for the same bits. */
 int fbp_dense_halved(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
-    if (op->kind != FBP_DENSE || op->dx == FBP_UNWANTED || w->parts % 2) return 0;
+    if (op->kind != FBP_DENSE || op->dx == FBP_UNWANTED || w->parts % 2 || f->chunk_grads) return 0;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     return 2 * f->rows < O && first_half(I, O) < O;
 }
@@ -142,11 +153,13 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
     if (op->dx == FBP_UNWANTED) return;
     const ptrdiff_t half = first_half(I, O);
     const fbp_matrix weight = weight_at(f, place_of(f, op, f->turned, w));
+    ptrdiff_t i, end;
+    const fbp_worker who = rows_of(f, w, &i, &end);
     fbp_product first = {
-        .m = f->rows, .n = I, .k = half,
-        .a = {f->gradient[op->y], O, 1},
+        .m = end - i, .n = I, .k = half,
+        .a = {fbp_at(t, f->gradient[op->y], i * O), O, 1},
         .b = weight,
-        .c = f->gradient[op->x], .ldc = I, .start = op->dx != FBP_MORE ? FBP_STORE : half < O ? FBP_ADD : FBP_CONTINUE,
+        .c = fbp_at(t, f->gradient[op->x], i * I), .ldc = I, .start = op->dx != FBP_MORE ? FBP_STORE : half < O ? FBP_ADD : FBP_CONTINUE,
     };
     fbp_product second = first;
     second.k = O - half, second.start = FBP_ADD;
@@ -160,12 +173,13 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
         return;
     }
     void *sums = op->sums >= 0 && sums_ride(f, w) ? fbp_at(t, f->grads, op->sums) : NULL;
-    const fbp_epilogue e = {.act = op->dact, .alpha = op->dalpha, .y = op->dact == FBP_IDENTITY ? NULL : f->value[op->x], .ldy = I, .sums = sums};
+    const fbp_epilogue e = {.act = op->dact, .alpha = op->dalpha, 
+                           .y = op->dact == FBP_IDENTITY ? NULL : fbp_at(t, f->value[op->x], i * I), .ldy = I, .sums = sums};
     if (sums) memset(sums, 0, (size_t)I * t->size);
-    if (half < O) fbp_gemm(t, w, &first, scratch_of(f, w));
+    if (half < O) fbp_gemm(t, &who, &first, scratch_of(f, w));
     fbp_product *last = half < O ? &second : &first;
     if (op->dact != FBP_IDENTITY || sums) last->epilogue = &e;
-    fbp_gemm(t, w, last, scratch_of(f, w));
+    fbp_gemm(t, &who, last, scratch_of(f, w));
 }
 
 typedef struct {
@@ -181,11 +195,38 @@ static void update_block(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, p
     fbp_update_rows(u->f->program->table, u->f->update, u->slot, u->weight + i * u->row + j, u->row, m, n, g, ldg);
 }
 
+/* BP3 and BP4 of this worker's chunks, each in a place of its own. */
+static void chunk_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, chunk = fbp_chunk(f->rows);
+    const place at = place_of(f, op, f->turned, w);
+    ptrdiff_t i, end;
+    const fbp_worker alone = rows_of(f, w, &i, &end);
+    for (; i < end; i += chunk) {
+        const ptrdiff_t rows = end - i < chunk ? end - i : chunk;
+        const fbp_matrix x = {fbp_at(t, f->value[op->x], i * I), I, 1}, d = {fbp_at(t, f->gradient[op->y], i * O), O, 1}, left = at.transposed ? x : d;
+        void *grads = fbp_at(t, f->chunk_grads, i / chunk * f->program->extent);
+        const fbp_product dw = {
+            .m = at.transposed ? I : O, .n = at.transposed ? O : I, .k = rows,
+            .a = {left.p, left.col, left.row},
+            .b = at.transposed ? d : x,
+            .c = fbp_at(t, grads, at.at), .ldc = at.row, .start = FBP_STORE, .chunked = 1,
+        };
+        fbp_gemm(t, &alone, &dw, scratch_of(f, w));
+        if (op->bias >= 0) fbp_column_sums(t, rows, O, d.p, O, FBP_STORE, fbp_at(t, grads, op->bias));
+    }
+}
+
 /* BP3 and BP4: db and dw, and the update where this was their last contribution. */
 void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
+    if (f->chunk_grads) {
+        chunk_gradients(f, op, w);
+        return;
+    }
     const int updates = f->update && op->last_w;
     place at = place_of(f, op, f->turned, w);
     const int transposed = at.transposed, parts = at.at != op->weight, halved = fbp_dense_halved(f, op, w);
@@ -210,7 +251,7 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
         dw.c = fbp_at(t, f->update->params, at.at), dw.ldc = at.row, dw.start = FBP_DESCEND, dw.not_finite = &f->update->not_finite;
         dw.done = NULL, dw.passing = 0;
     }
-    multiply(f, op, at, &dw, w);
+    multiply(f, op, at, &dw, w, scratch_of(f, w));
     if (op->bias < 0) return;
     if (!op->summed || !sums_ride(f, w)) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
     else if (f->update) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->bias), op->bias, O, fbp_at(t, f->grads, op->bias));

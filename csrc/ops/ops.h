@@ -69,6 +69,7 @@ void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptr
 
 /* Elements, and rows of a batch, whose partial sums are added up in order. A smaller batch has no more chunks of rows. */
 enum { FBP_SQUARES_CHUNK = 16384 };
+enum { FBP_UPDATED = 1024 };   /* parameters that a worker updates at least */
 static inline ptrdiff_t fbp_loss_chunk(ptrdiff_t B) { return B > 64 ? 64 : 32; }
 static inline ptrdiff_t fbp_loss_chunks(ptrdiff_t B) { return (B + fbp_loss_chunk(B) - 1) / fbp_loss_chunk(B); }
 

@@ -105,7 +105,7 @@ void fbp_update_flat(const fbp_kernels *t, const fbp_worker *w, fbp_step *s, ptr
 {
     const fbp_optimizer *o = s->optimizer;
     ptrdiff_t begin, end;
-    fbp_share(w, n, FBP_SQUARES_CHUNK, &begin, &end);
+    fbp_share(w, n, FBP_UPDATED, &begin, &end);
     if (o->clip_norm > 0 && begin < end) {
         const double factor = clip_factor(o->clip_norm, n, partial);
         if (factor < 1) t->scale(end - begin, factor, fbp_at(t, s->grads, begin));

@@ -136,6 +136,7 @@ cdef extern from "fastbp.h" nogil:
         void *state2
         void *saved[3]
         void *room
+        void *chunk_grads
         const double *lr
         ptrdiff_t n, batch_size
         const void *x
@@ -156,6 +157,7 @@ cdef extern from "fastbp.h" nogil:
         void *context
         int status
 
+    ptrdiff_t fbp_program_chunks(const fbp_program *p, ptrdiff_t rows)
     int fbp_program_threads(const fbp_program *p, ptrdiff_t rows, int passes)
     int fbp_training_threads(const fbp_program *p, ptrdiff_t rows)
     size_t fbp_program_scratch(const fbp_kernels *t, int ops, const fbp_op *op, const fbp_value *value, ptrdiff_t rows)

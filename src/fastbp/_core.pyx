@@ -695,6 +695,10 @@ cdef class Run:
         # A sum over all parameters depends on how they lie; who asks for gradients wants them as they are.
         if program.turns and program.parameters * width <= FBP_TURNED_BYTES and update.c.kind != FBP_GRADIENT and update.c.penalty == 0 and update.c.clip_norm == 0:
             self.c.room = allocate(program.c.extent * width)
+        cdef size_t chunk_bytes = fbp_program_chunks(&program.c, batch) * program.c.extent * (4 if type == FBP_F32 else 8)
+        if chunk_bytes > 0:
+            self.c.chunk_grads = allocate(chunk_bytes)
+            memset(self.c.chunk_grads, 0, chunk_bytes)
         self.c.n, self.c.batch_size = n, batch
         if program.sparse:
             self.rows, self.c.x = csr(x, type, program.inputs), NULL
@@ -716,6 +720,7 @@ cdef class Run:
 
     def __dealloc__(self):
         free(self.c.room)
+        free(self.c.chunk_grads)
         free(self.c.partial)
         free(self.c.loss_sum)
         free(self.objective)
@@ -970,7 +975,7 @@ cdef multiply(int type, fbp_product *q):
 
 
 cpdef matmul(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out, bias=None, int act=FBP_IDENTITY, double alpha=0, bint chunked=False):
-    """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of FBP_CHUNK terms, added up in order."""
+    """out (m, n) = act(a (m, k) b (k, n) + bias (n)); chunked: sums of fbp_chunk(k) terms, added up in order."""
     cdef int type = type_of_array(out)
     cdef ptrdiff_t m = a.shape[0], n = b.shape[1], k = a.shape[1]
     cdef fbp_epilogue e

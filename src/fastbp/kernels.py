@@ -137,7 +137,7 @@ def linear_backward(x: Any, w: Any, dy: Any, out: tuple[np.ndarray | None, np.nd
 def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.ndarray:
     """deltaᵀ x: the sum over the rows of the outer products delta_i x_iᵀ (BP4); x (B, I), delta (B, O) -> (O, I).
 
-    Summed in chunks of 512 rows, added up in order.
+    Summed in 1, 2, 4, 8 ... equal chunks of at most 512 rows, added up in order.
     """
     if (result := _core.plain_outer_products(delta, x, out)) is not None:
         return result
@@ -148,7 +148,7 @@ def weight_gradient(x: Any, delta: Any, out: np.ndarray | None = None) -> np.nda
 
 
 def bias_gradient(delta: Any, out: np.ndarray | None = None) -> np.ndarray:
-    """1ᵀ delta: column sums of delta (B, O) -> (O) (BP3), in chunks of 512 rows, added up in order."""
+    """1ᵀ delta: column sums of delta (B, O) -> (O) (BP3), in chunks as `weight_gradient`."""
     if (result := _core.plain_sums(delta, out)) is not None:
         return result
     delta = _array("delta", delta, 2)
