@@ -45,7 +45,7 @@ def _parser():
     parser.add_argument("--threads", type=_numbers, default=sorted({1, os.cpu_count()}), metavar="1,2",
                         help="numbers of threads (1 and all cores)")
     parser.add_argument("--shapes", type=_names, default=[], metavar="NAMES",
-                        help="train: nets or the groups table, sweep, skips, random (table); predict: nets; kernels: kernels, functions, "
+                        help="train: nets or the groups table, sweep, skips, linear, tall, random, random@SEED (table); predict: nets; kernels: kernels, functions, "
                              "shapes or types, whatever has any of the names (all)")
     parser.add_argument("--peers", type=_names, default=list(PEERS), metavar="NAMES",
                         help=f"contestants, where installed ({','.join(PEERS)})")

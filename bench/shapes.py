@@ -97,6 +97,26 @@ SKIPS = tuple(Net(f"{name}{batch}", (64, *(256,) * 8, 10), batch, "relu", "sgd",
               for batch in (32, 128) for name in ("chain", "residual"))
 
 
+# Linear and logistic regression: a few outputs, no hidden layer.
+LINEAR = (
+    Net("linear30", (30, 1), 32, "relu", "sgd", "mse"),
+    Net("linear379", (379, 3), 365, "relu", "sgd", "mse"),
+    Net("linear784", (784, 1), 256, "relu", "sgd", "mse"),
+    Net("logistic100", (100, 3), 1024, "relu", "adam", "ce"),
+    Net("logistic784", (784, 10), 64, "relu", "sgd", "ce"),
+    Net("logistic1000", (1000, 2), 100, "relu", "sgd", "ce"),
+)
+
+# Small nets trained on all rows at once, or on many.
+TALL = (
+    Net("curve", (2, 50, 50, 1), 1000, "tanh", "adam", "mse"),
+    Net("housing", (13, 64, 64, 1), 600, "relu", "adam", "mse"),
+    Net("digits1797", (64, 32, 10), 1797, "relu", "sgd", "ce"),
+    Net("mnist1000", (784, 128, 10), 1000, "relu", "sgd", "ce"),
+    Net("policy2048", (8, 128, 128, 2), 2048, "tanh", "adam", "mse"),
+)
+
+
 def random_nets(count=20, seed=0):
     """Nets nobody tuned for: 0 to 4 hidden layers of odd widths, batch 1 to 4096, both types."""
     rng = np.random.default_rng(seed)
@@ -110,8 +130,10 @@ def random_nets(count=20, seed=0):
 
 
 def select_nets(names):
-    """Nets by name; "table", "sweep", "skips" and "random" stand for their groups, nothing for the table."""
-    groups = {"table": NETS, "sweep": SWEEP, "skips": SKIPS, "random": random_nets()}
+    """Nets by name; "table", "sweep", "skips", "linear", "tall" and "random" stand for their groups, "random@7" for those of seed 7, nothing for the table."""
+    groups = {"table": NETS, "sweep": SWEEP, "skips": SKIPS, "linear": LINEAR, "tall": TALL, "random": random_nets()}
+    seeds = {name: int(name.removeprefix("random@")) for name in names if name.startswith("random@") and name[7:].isdecimal()}
+    groups |= {name: random_nets(seed=seed) for name, seed in seeds.items()}
     known = {net.name: (net,) for group in groups.values() for net in group} | groups
     unknown = [name for name in names if name not in known]
     if unknown:
