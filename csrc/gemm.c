@@ -109,17 +109,15 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
     block->a = to;
 }
 
-/* Rows that fall into the same sets of a cache which has few ways. */
-static int thrashes(const fbp_kernels *t, ptrdiff_t stride) { return stride * (ptrdiff_t)t->size % 1024 == 0 && fbp_cpu_cache_ways() < MANY_WAYS; }
-
 static int sums_up(const fbp_product *q) { return q->epilogue && q->epilogue->sums; }
 
-/* A transposed B that few rows pass over; from beyond the second cache it comes once, and a copy would take as long as some more rows. */
+/* A transposed B that few rows pass over; from beyond the second cache it comes once, and a copy would take as long as some more rows, as it would
+ * where columns fall into the same sets of the first cache. */
 static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
 {
-    if (q->b.col == 1 || m > FBP_FEW) return 0;
-    const int far = (size_t)(q->n * q->k) * t->size > 4 * t->a_bytes;
-    return (m <= 3 || far) && !sums_up(q) && !thrashes(t, q->b.col) && q->b.row == 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+    if (q->b.col == 1 || m > t->strip_rows) return 0;
+    const int far = (size_t)(q->n * q->k) * t->size > 4 * t->a_bytes, same_sets = (size_t)q->b.col * t->size % 1024 == 0;
+    return (m <= 3 || far || same_sets) && !sums_up(q) && q->b.row == 1 && q->start == FBP_STORE && !q->chunked && !q->done;
 }
 
 /* B lies by columns and A has fewer elements: Cᵀ = Bᵀ Aᵀ then, where A is packed and not B. */
@@ -192,9 +190,9 @@ static ptrdiff_t columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptr
     const ptrdiff_t vector = t->nr / 2;   /* a power of two */
     if (q->k < (n == 1 ? 1 : WORTH_COPYING)) return 0;
     if (q->start != FBP_STORE || (q->chunked && q->k > FBP_CHUNK) || q->done || (q->epilogue && (q->epilogue->y || q->epilogue->sums))) return 0;
-    if (q->a.col == 1) {   /* in strips */
-        const ptrdiff_t most = t->size == 4 ? FBP_FEW : FBP_FEW / 2, fewest_rows = n == 1 ? 1 : q->b.col != 1 ? FBP_FEW + 1 : 4 * n;
-        return n <= most && m >= fewest_rows && q->a.row != 1 && !thrashes(t, q->a.row) ? n : 0;
+    if (q->a.col == 1) {   /* in strips: more of them too, unless tiles of half a vector hold them */
+        const ptrdiff_t most = t->size == 4 ? FBP_FEW : FBP_FEW / 2, fewest_rows = n == 1 ? 1 : q->b.col != 1 ? t->strip_rows + 1 : 4 * n;
+        return (n <= most || (n > vector / 2 && n < vector && n <= t->strip_rows)) && m >= fewest_rows && q->a.row != 1 ? n : 0;
     }
     const ptrdiff_t rest = n < vector ? n : q->b.col == 1 ? n & (vector - 1) : 0, vectors = (m + vector - 1) / vector;
     if (rest == 0 || (rest < n && (size_t)(m * q->k) * t->size > t->a_bytes)) return 0;

@@ -266,27 +266,28 @@ def test_few_rows_over_a_large_matrix_are_those_of_a_tall_product(isa, dtype, rn
     by_columns = np.asfortranarray(wider[:, :columns])
     for b in (wider[:, 1 : 1 + columns].copy(), *(wider[:, at : at + columns] for at in (0, 1, line // 2, line - 1)), by_columns):
         tall = _core.matmul(a, b, np.empty((17, columns), dtype), bias, _core.ACTIVATIONS[act])
-        for m in range(1, 8):
+        for m in range(1, 14):
             np.testing.assert_array_equal(_core.matmul(a[:m], b, np.empty((m, columns), dtype), bias, _core.ACTIVATIONS[act]), tall[:m])
 
 
-@pytest.mark.parametrize("apart", [1024, 1030], ids=["rows in the same sets of a cache", "rows in different ones"])
+@pytest.mark.parametrize("apart", [1024, 1280, 1030], ids=["rows in one set of a cache", "in a few sets", "in different ones"])
 def test_few_rows_over_a_transposed_matrix_are_exact_for_every_number_of_columns(isa, dtype, apart, rng):
-    """Rows of the matrix side by side, as many as registers hold, and all of those that are left; and one column, which is such a product turned"""
-    a, w, bias = (whole_numbers(rng, *shape).astype(dtype) for shape in ((5, apart), (75, apart), (75,)))
+    """Rows of the matrix side by side, as many as registers hold, and all of those that are left; and a few columns, which are such products turned"""
+    a, w, bias = (whole_numbers(rng, *shape).astype(dtype) for shape in ((13, apart), (75, apart), (75,)))
     for k in (1, 4, 19, 32, 301):
         product = a[:, :k].astype(np.float64) @ w[:, :k].T.astype(np.float64)
-        for m in range(1, 6):
-            for n in range(1, 75):
+        for m in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13):
+            for n in (*range(1, 37), 64, 65, 73, 74):
                 out = Framed((m, n), dtype)
                 K.linear_forward(a[:m, :k], w[:n, :k], bias[:n], "relu", out.array)
                 assert np.array_equal(out.array, np.maximum(product[:m, :n] + bias[:n], 0)), (m, n, k)
                 assert out.intact(), (m, n, k)
         for m in range(1, 75):
-            out = Framed((m, 1), dtype)
-            K.linear_forward(w[:m, :k], a[:1, :k], bias[:1], None, out.array)
-            assert np.array_equal(out.array[:, 0], product[0, :m] + bias[0]), (m, k)
-            assert out.intact(), (m, k)
+            for n in (1, 2, 4, 6, 7, 9, 12, 13):
+                out = Framed((m, n), dtype)
+                K.linear_forward(w[:m, :k], a[:n, :k], bias[:n], None, out.array)
+                assert np.array_equal(out.array, product[:n, :m].T + bias[:n]), (m, n, k)
+                assert out.intact(), (m, n, k)
 
 
 @pytest.mark.parametrize("act", ["identity", "relu", "tanh"])
@@ -347,7 +348,7 @@ def test_a_few_columns_are_exact_for_every_number_of_rows(isa, dtype, rng, order
     wide_a, wide_b, bias = (whole_numbers(rng, *shape).astype(dtype) for shape in ((room // 2 + 3, 77), (77, 15), (15,)))
     with team(threads):
         for n in range(1, 16):
-            for m, k in [*((m, k) for m in (7, 13, 24, 61, 128, 129, 301) for k in (1, 31, 32, 77)), *([(room // n + 1, 33)] if 2 <= n <= 6 else [])]:
+            for m, k in [*((m, k) for m in (7, 13, 24, 61, 128, 129, 301) for k in (1, 31, 32, 77)), *([(room // n + 1, 33)] if n > 1 else [])]:
                 a, b = wide_a[:m, :k], wide_b[:k, :n]
                 expected = np.maximum(a.astype(np.float64) @ b.astype(np.float64) + bias[:n], 0)
                 out = Framed((m, n), dtype)

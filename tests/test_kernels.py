@@ -695,7 +695,7 @@ def guarded_grid(side, note):
         sizes = [(m, n, k) for m in (1, t.MR - 1, t.MR, t.MR + 1, 3 * t.MR + 1) for n in (1, t.VL - 1, t.VL + 1, t.NR - 1, t.NR, 4 * t.NR + t.VL + 1)
                  for k in (0, 1, 2, 3, 7, 8, 9, 33)]
         sizes += [(t.MC + 1, t.NR + 1, t.KC + 1), (3, t.NC + 1, t.KC + 1), (t.MC + 1, 5 * t.NR - 1, 2 * t.KC + 3), (1, 7, 1000), (t.MR, t.NR, t.KC), (2 * t.MR + 1, 4 * t.NR + 1, t.PAGE),
-                  (t.PAGE, 4 * t.NR + 1, 33), (t.MR + 1, 48 * t.NR + 1, 33)]
+                  (t.PAGE, 4 * t.NR + 1, 33), (t.MR + 1, 48 * t.NR + 1, 33), (3 * t.MR + 1, 3 * t.VL // 4, 33), (t.MR - 1, t.VL + 3, t.PAGE)]
         with selected(isa):
             for threads, (m, n, k) in [*((1, size) for size in sizes), *((3, size) for size in sizes[::7])]:
                 note("products", isa, dtype, threads, m, n, k)

@@ -1,6 +1,7 @@
 /* Products with few rows or few terms, for which tiles do not pay. The same chains as in a tile. */
 
 enum { FEW = FBP_FEW };
+enum { STRIP_ROWS = VBYTES == 64 ? 2 * FEW : FEW };   /* what the registers hold beside a vector of columns */
 
 /* `mr` rows of A by `patches` * PATCH columns of a transposed B that is too rarely used to be packed: every patch is transposed in
  * registers. The same chains as in a tile. `whole`: all columns exist. */
@@ -35,33 +36,80 @@ static ALWAYS_INLINE void strip(const int mr, const int patches, const int whole
 #undef EACH
 }
 
-/* At most FEW rows, stored; b[p + j*b_panel]. */
+#if VBYTES == 64
+/* The same by vectors of columns, a whole cache line of each at a time: for columns that fall into the same sets of the first cache, which keeps no line
+ * until its next piece is wanted; and with more rows this takes fewer instructions. Columns that do not exist are read as the first one. */
+static ALWAYS_INLINE void strip_of_lines(const int mr, const fbp_block *q, ptrdiff_t j, ptrdiff_t columns, real *c, ptrdiff_t ldc)
+{
+    const real *column[VL], *a[STRIP_ROWS];
+    vreal acc[STRIP_ROWS], t[VL];
+#define EACH _Pragma("GCC unroll 12") for (int i = 0; i < mr; i++)
+#define COLUMNS _Pragma("GCC unroll 16") for (int v = 0; v < VL; v++)
+    COLUMNS column[v] = q->b + (j + (v < columns ? v : 0)) * q->b_panel;
+    EACH a[i] = q->a + i * q->a_row, acc[i] = (vreal){0};
+    ptrdiff_t p = 0;
+    for (; p + VL <= q->k; p += VL) {
+        COLUMNS t[v] = v_load(column[v] + p);
+        v_transpose_lines(t);
+        _Pragma("GCC unroll 16") for (int l = 0; l < VL; l++) EACH acc[i] = v_fma(v_set(a[i][l * q->a_col]), t[l], acc[i]);
+        EACH a[i] += VL * q->a_col;
+    }
+    if (p < q->k) {
+        real terms[VL * VL];
+        COLUMNS t[v] = v_load_n(column[v] + p, q->k - p);
+        v_transpose_lines(t);
+        COLUMNS v_store(terms + v * VL, t[v]);
+        for (ptrdiff_t l = 0; l < q->k - p; l++) EACH acc[i] = v_fma(v_set(a[i][l * q->a_col]), v_load(terms + l * VL), acc[i]);
+    }
+    EACH v_store(c + i * ldc, acc[i]);
+#undef COLUMNS
+#undef EACH
+}
+#endif
+
+/* A function for every number of rows, so that what they share are registers: columns [j, j + n) to a room of rows of STRIP_COLUMNS. The last columns go at
+ * once too: as sums wait for themselves, two patches take no longer than one. */
+enum { STRIP_COLUMNS = 4 * PATCH };
+#define ONE(m, patches) (n == (patches) * PATCH ? strip(m, patches, 1, q, j, room, STRIP_COLUMNS) : strip(m, patches, 0, q, j, room, STRIP_COLUMNS))
+#define STRIP(m, most) \
+    static void strip_##m(const fbp_block *q, ptrdiff_t j, ptrdiff_t n, real *room) \
+    { \
+        if (most > 2 && n > 2 * PATCH) ONE(m, most); \
+        else if (most > 1 && n > PATCH) ONE(m, most > 1 ? 2 : 1); \
+        else ONE(m, 1); \
+    }
+#if VBYTES == 64
+enum { PATCHES = 2 };   /* of more than three rows: what the registers hold */
+#define LINES(m) static void lines_##m(const fbp_block *q, ptrdiff_t j, ptrdiff_t n, real *room) { strip_of_lines(m, q, j, n, room, STRIP_COLUMNS); }
+LINES(1) LINES(2) LINES(3) LINES(4) LINES(5) LINES(6) LINES(7) LINES(8) LINES(9) LINES(10) LINES(11) LINES(12)
+#undef LINES
+#else
+enum { PATCHES = 1 };
+#endif
+STRIP(1, 4) STRIP(2, 2) STRIP(3, 2) STRIP(4, PATCHES) STRIP(5, PATCHES) STRIP(6, PATCHES)
+#undef STRIP
+#undef ONE
+
+/* At most STRIP_ROWS rows, stored; b[p + j*b_panel]. */
 static void strips(const fbp_block *q)
 {
-    enum { WIDE = 4 * PATCH };
-    assert(0 < q->m && q->m <= FEW && q->n > 0 && q->start == FBP_STORE);
-    const int same_sets = (size_t)q->b_panel * sizeof(real) % 1024 == 0;   /* of the first cache, for all columns */
-    enum { PATCHES = VBYTES == 64 ? 2 : 1 };   /* of more than three rows: what the registers hold */
-    const ptrdiff_t most = PATCH * (q->m == 1 && !same_sets ? 4 : q->m <= 3 ? 2 : PATCHES);   /* columns */
+    static void (*const of_patches[FEW])(const fbp_block *, ptrdiff_t, ptrdiff_t, real *) = {strip_1, strip_2, strip_3, strip_4, strip_5, strip_6};
+#if VBYTES == 64
+    static void (*const of_lines[STRIP_ROWS])(const fbp_block *, ptrdiff_t, ptrdiff_t, real *) = {lines_1, lines_2, lines_3, lines_4,  lines_5,  lines_6,
+                                                                                                  lines_7, lines_8, lines_9, lines_10, lines_11, lines_12};
+#else
+    static void (*const *const of_lines)(const fbp_block *, ptrdiff_t, ptrdiff_t, real *) = NULL;
+#endif
+    assert(0 < q->m && q->m <= STRIP_ROWS && q->n > 0 && q->start == FBP_STORE);
+    const size_t stride = (size_t)q->b_panel * sizeof(real);
+    const int same_sets = stride % 1024 == 0, one_set = stride % 4096 == 0;   /* of the first cache, for all columns */
+    const int by_lines = of_lines && (same_sets || q->m > FEW);
+    const ptrdiff_t most = by_lines ? VL : PATCH * (one_set ? 1 : q->m == 1 && !same_sets ? 4 : q->m <= 3 ? 2 : PATCHES);
     for (ptrdiff_t j = 0, n; j < q->n; j += n) {
-        const ptrdiff_t rest = q->n - j;
-        real room[FEW * WIDE];
-        n = rest < most ? rest : most;
-        /* The last columns at once too: as sums wait for themselves, two patches take no longer than one. */
-#define STRIP(m, patches, whole) strip(m, patches, whole, q, j, room, WIDE)
-#define STRIPS(m, patches) \
-        (n == most ? STRIP(m, patches, 1) : patches > 2 && n > 2 * PATCH ? STRIP(m, patches, 0) \
-         : patches > 1 && n > PATCH ? STRIP(m, 2, 0) : STRIP(m, 1, 0))
-        if (q->m == 1 && !same_sets) STRIPS(1, 4);
-        else if (q->m == 1) STRIPS(1, 2);
-        else if (q->m == 2) STRIPS(2, 2);
-        else if (q->m == 3) STRIPS(3, 2);
-        else if (q->m == 4) STRIPS(4, PATCHES);
-        else if (q->m == 5) STRIPS(5, PATCHES);
-        else STRIPS(6, PATCHES);
-#undef STRIPS
-#undef STRIP
-        for (ptrdiff_t i = 0; i < q->m; i++) finish_row(q, room + i * WIDE, i, j, n);
+        real room[STRIP_ROWS * STRIP_COLUMNS];
+        n = q->n - j < most ? q->n - j : most;
+        (by_lines ? of_lines : of_patches)[q->m - 1](q, j, n, room);
+        for (ptrdiff_t i = 0; i < q->m; i++) finish_row(q, room + i * STRIP_COLUMNS, i, j, n);
     }
     activate(q);
 }

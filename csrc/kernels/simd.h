@@ -326,6 +326,40 @@ static ALWAYS_INLINE void v_transpose_groups(const real *const *group, ptrdiff_t
     v_transpose_pieces(r, t);
 }
 
+#if VBYTES == 64
+/* A whole cache line of each of VL rows, transposed where they are: r[j][i] = element j of row i. */
+static ALWAYS_INLINE void v_transpose_lines(vreal *r)
+{
+    enum { QUARTER = 16 / sizeof(real) };
+    vreal s[VBYTES / sizeof(real)];
+#ifdef FBP_DOUBLE
+#define IN_QUARTERS(a, b, i, j) __builtin_shufflevector(a, b, i, j, i + 2, j + 2, i + 4, j + 4, i + 6, j + 6)
+#define QUARTERS(a, b, i) __builtin_shufflevector(a, b, 2 * i, 2 * i + 1, 2 * i + 4, 2 * i + 5, 2 * i + 8, 2 * i + 9, 2 * i + 12, 2 * i + 13)
+    _Pragma("GCC unroll 4") for (int g = 0; g < VL; g += QUARTER) s[g] = IN_QUARTERS(r[g], r[g + 1], 0, 8), s[g + 1] = IN_QUARTERS(r[g], r[g + 1], 1, 9);
+#else
+#define IN_QUARTERS(a, b, i, j, k, l) \
+    __builtin_shufflevector(a, b, i, j, k, l, i + 4, j + 4, k + 4, l + 4, i + 8, j + 8, k + 8, l + 8, i + 12, j + 12, k + 12, l + 12)
+#define QUARTER_AT(i) 4 * (i), 4 * (i) + 1, 4 * (i) + 2, 4 * (i) + 3
+#define QUARTERS(a, b, i) __builtin_shufflevector(a, b, QUARTER_AT(i), QUARTER_AT(i + 2), QUARTER_AT(i + 4), QUARTER_AT(i + 6))
+    _Pragma("GCC unroll 4") for (int g = 0; g < VL; g += QUARTER) {
+        const vreal low = IN_QUARTERS(r[g], r[g + 1], 0, 16, 1, 17), high = IN_QUARTERS(r[g], r[g + 1], 2, 18, 3, 19);
+        const vreal low2 = IN_QUARTERS(r[g + 2], r[g + 3], 0, 16, 1, 17), high2 = IN_QUARTERS(r[g + 2], r[g + 3], 2, 18, 3, 19);
+        s[g] = IN_QUARTERS(low, low2, 0, 1, 16, 17), s[g + 1] = IN_QUARTERS(low, low2, 2, 3, 18, 19);
+        s[g + 2] = IN_QUARTERS(high, high2, 0, 1, 16, 17), s[g + 3] = IN_QUARTERS(high, high2, 2, 3, 18, 19);
+    }
+#endif
+    _Pragma("GCC unroll 4") for (int i = 0; i < QUARTER; i++) {   /* s[g*QUARTER + i]: in every quarter q, elements q*QUARTER + i of QUARTER rows */
+        const vreal even = QUARTERS(s[i], s[QUARTER + i], 0), even2 = QUARTERS(s[2 * QUARTER + i], s[3 * QUARTER + i], 0);
+        const vreal odd = QUARTERS(s[i], s[QUARTER + i], 1), odd2 = QUARTERS(s[2 * QUARTER + i], s[3 * QUARTER + i], 1);
+        r[i] = QUARTERS(even, even2, 0), r[2 * QUARTER + i] = QUARTERS(even, even2, 1);
+        r[QUARTER + i] = QUARTERS(odd, odd2, 0), r[3 * QUARTER + i] = QUARTERS(odd, odd2, 1);
+    }
+#undef QUARTERS
+#undef QUARTER_AT
+#undef IN_QUARTERS
+}
+#endif
+
 static ALWAYS_INLINE void v_put_patch(real *p, vpatch v) { *(vpatch_unaligned *)p = v; }
 
 #if VBYTES == 64 && defined(FBP_DOUBLE)

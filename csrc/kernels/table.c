@@ -43,6 +43,7 @@ const fbp_kernels NAME(FBP_ISA, FBP_SUFFIX) = {
 #ifdef FBP_IS_BROAD
     .pack_a = pack_a, .pack_b = pack_b, .block = block,
 #else
+    .strip_rows = STRIP_ROWS,
 #define X(type, name, args) .name = name,
     FBP_KERNELS(X)
 #undef X
