@@ -111,13 +111,19 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
 
 static int sums_up(const fbp_product *q) { return q->epilogue && q->epilogue->sums; }
 
-/* A transposed B that few rows pass over; from beyond the second cache it comes once, and a copy would take as long as some more rows, as it would
- * where columns fall into the same sets of the first cache. */
+/* A transposed B that few rows pass over: a copy would take as long as some more rows, and longer from beyond the second cache, or where columns fall
+ * into the same sets of the first one. In doubles tiles catch up sooner. */
 static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
 {
-    if (q->b.col == 1 || m > t->strip_rows) return 0;
-    const int far = (size_t)(q->n * q->k) * t->size > 4 * t->a_bytes, same_sets = (size_t)q->b.col * t->size % 1024 == 0;
-    return (m <= 3 || far || same_sets) && !sums_up(q) && q->b.row == 1 && q->start == FBP_STORE && !q->chunked && !q->done;
+    enum { WORTH_TWICE = 64 << 10, FEWEST_TERMS = 24 };   /* bytes; of more rows, as their end takes a while */
+    if (q->b.col == 1 || m > 2 * t->strip_rows) return 0;
+    if (sums_up(q) || q->b.row != 1 || q->start != FBP_STORE || q->chunked || q->done) return 0;
+    const size_t bytes = (size_t)(q->n * q->k) * t->size;
+    const int far = bytes > 4 * t->a_bytes, same_sets = (size_t)q->b.col * t->size % 1024 == 0, singles = t->size == 4;
+    const int by_lines = t->strip_rows > FBP_FEW;   /* which are faster than patches for all but one row */
+    if (m <= FBP_FEW || q->k < FEWEST_TERMS) return m <= FBP_FEW;
+    if (m <= t->strip_rows) return far || singles || same_sets;
+    return far ? by_lines || !singles : by_lines && singles && bytes > WORTH_TWICE;
 }
 
 /* B lies by columns and A has fewer elements: Cᵀ = Bᵀ Aᵀ then, where A is packed and not B. */
@@ -191,7 +197,8 @@ static ptrdiff_t columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptr
     if (q->k < (n == 1 ? 1 : WORTH_COPYING)) return 0;
     if (q->start != FBP_STORE || (q->chunked && q->k > FBP_CHUNK) || q->done || (q->epilogue && (q->epilogue->y || q->epilogue->sums))) return 0;
     if (q->a.col == 1) {   /* in strips: more of them too, unless tiles of half a vector hold them */
-        const ptrdiff_t most = t->size == 4 ? FBP_FEW : FBP_FEW / 2, fewest_rows = n == 1 ? 1 : q->b.col != 1 ? t->strip_rows + 1 : 4 * n;
+        const ptrdiff_t most = t->size == 4 ? FBP_FEW : FBP_FEW / 2;
+        const ptrdiff_t fewest_rows = n == 1 ? 1 : q->b.col == 1 ? 4 * n : (n > FBP_FEW ? n : FBP_FEW) + 1;   /* else B's columns are had in strips */
         return (n <= most || (n > vector / 2 && n < vector && n <= t->strip_rows)) && m >= fewest_rows && q->a.row != 1 ? n : 0;
     }
     const ptrdiff_t rest = n < vector ? n : q->b.col == 1 ? n & (vector - 1) : 0, vectors = (m + vector - 1) / vector;

@@ -261,22 +261,22 @@ def test_few_rows_over_a_large_matrix_are_those_of_a_tall_product(isa, dtype, rn
     """Two blocks in depth, ragged columns, rows of the matrix less and more than a page apart; the matrix itself and views of a wider one, whose rows
     are whole cache lines apart and begin anywhere in them; and transposed"""
     line = 64 // np.dtype(dtype).itemsize
-    a, wider, bias = rng.normal(size=(17, 1100)), rng.normal(size=(1100, (columns + 2 * line - 1) // line * line)), rng.normal(size=columns)
+    a, wider, bias = rng.normal(size=(26, 1100)), rng.normal(size=(1100, (columns + 2 * line - 1) // line * line)), rng.normal(size=columns)
     a, wider, bias = (array.astype(dtype) for array in (a, wider, bias))
     by_columns = np.asfortranarray(wider[:, :columns])
     for b in (wider[:, 1 : 1 + columns].copy(), *(wider[:, at : at + columns] for at in (0, 1, line // 2, line - 1)), by_columns):
-        tall = _core.matmul(a, b, np.empty((17, columns), dtype), bias, _core.ACTIVATIONS[act])
-        for m in range(1, 14):
+        tall = _core.matmul(a, b, np.empty((26, columns), dtype), bias, _core.ACTIVATIONS[act])
+        for m in (*range(1, 18), 24, 25):
             np.testing.assert_array_equal(_core.matmul(a[:m], b, np.empty((m, columns), dtype), bias, _core.ACTIVATIONS[act]), tall[:m])
 
 
 @pytest.mark.parametrize("apart", [1024, 1280, 1030], ids=["rows in one set of a cache", "in a few sets", "in different ones"])
 def test_few_rows_over_a_transposed_matrix_are_exact_for_every_number_of_columns(isa, dtype, apart, rng):
     """Rows of the matrix side by side, as many as registers hold, and all of those that are left; and a few columns, which are such products turned"""
-    a, w, bias = (whole_numbers(rng, *shape).astype(dtype) for shape in ((13, apart), (75, apart), (75,)))
+    a, w, bias = (whole_numbers(rng, *shape).astype(dtype) for shape in ((25, apart), (75, apart), (75,)))
     for k in (1, 4, 19, 32, 301):
         product = a[:, :k].astype(np.float64) @ w[:, :k].T.astype(np.float64)
-        for m in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13):
+        for m in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 23, 24, 25):
             for n in (*range(1, 37), 64, 65, 73, 74):
                 out = Framed((m, n), dtype)
                 K.linear_forward(a[:m, :k], w[:n, :k], bias[:n], "relu", out.array)
@@ -360,7 +360,7 @@ def test_a_few_columns_are_exact_for_every_number_of_rows(isa, dtype, rng, order
 @pytest.mark.parametrize("act", ["ReLU", "Tanh"])
 def test_few_rows_of_an_input_gradient_are_those_of_a_tall_one(isa, build, dtype, rng, act):
     model = build([("Linear", 3, 1030), (act,), ("Linear", 1030, 1100)], dtype=dtype)
-    x, dy = rng.normal(size=(17, 3)).astype(dtype), rng.normal(size=(17, 1100)).astype(dtype)
+    x, dy = rng.normal(size=(17, 3)).astype(dtype), rng.normal(size=(26, 1100)).astype(dtype)
 
     def gradient(rows):
         model.forward(x[rows])

@@ -49,17 +49,16 @@ static ALWAYS_INLINE void strip_of_lines(const int mr, const fbp_block *q, ptrdi
     EACH a[i] = q->a + i * q->a_row, acc[i] = (vreal){0};
     ptrdiff_t p = 0;
     for (; p + VL <= q->k; p += VL) {
-        COLUMNS t[v] = v_load(column[v] + p);
-        v_transpose_lines(t);
+        v_transpose_lines(column, p, t);
         _Pragma("GCC unroll 16") for (int l = 0; l < VL; l++) EACH acc[i] = v_fma(v_set(a[i][l * q->a_col]), t[l], acc[i]);
         EACH a[i] += VL * q->a_col;
     }
     if (p < q->k) {
-        real terms[VL * VL];
-        COLUMNS t[v] = v_load_n(column[v] + p, q->k - p);
-        v_transpose_lines(t);
-        COLUMNS v_store(terms + v * VL, t[v]);
-        for (ptrdiff_t l = 0; l < q->k - p; l++) EACH acc[i] = v_fma(v_set(a[i][l * q->a_col]), v_load(terms + l * VL), acc[i]);
+        real last[VL][VL];
+        COLUMNS v_store(last[v], v_load_n(column[v] + p, q->k - p)), column[v] = last[v];
+        v_transpose_lines(column, 0, t);
+        COLUMNS v_store(last[v], t[v]);
+        for (ptrdiff_t l = 0; l < q->k - p; l++) EACH acc[i] = v_fma(v_set(a[i][l * q->a_col]), v_load(last[l]), acc[i]);
     }
     EACH v_store(c + i * ldc, acc[i]);
 #undef COLUMNS
@@ -90,7 +89,7 @@ STRIP(1, 4) STRIP(2, 2) STRIP(3, 2) STRIP(4, PATCHES) STRIP(5, PATCHES) STRIP(6,
 #undef STRIP
 #undef ONE
 
-/* At most STRIP_ROWS rows, stored; b[p + j*b_panel]. */
+/* At most 2*STRIP_ROWS rows, stored; b[p + j*b_panel]. */
 static void strips(const fbp_block *q)
 {
     static void (*const of_patches[FEW])(const fbp_block *, ptrdiff_t, ptrdiff_t, real *) = {strip_1, strip_2, strip_3, strip_4, strip_5, strip_6};
@@ -100,16 +99,22 @@ static void strips(const fbp_block *q)
 #else
     static void (*const *const of_lines)(const fbp_block *, ptrdiff_t, ptrdiff_t, real *) = NULL;
 #endif
-    assert(0 < q->m && q->m <= STRIP_ROWS && q->n > 0 && q->start == FBP_STORE);
+    assert(0 < q->m && q->m <= 2 * STRIP_ROWS && q->n > 0 && q->start == FBP_STORE);
     const size_t stride = (size_t)q->b_panel * sizeof(real);
     const int same_sets = stride % 1024 == 0, one_set = stride % 4096 == 0;   /* of the first cache, for all columns */
-    const int by_lines = of_lines && (same_sets || q->m > FEW);
+    const int by_lines = VBYTES == 64 && (same_sets || q->m > (sizeof(real) == 4 ? 1 : FEW));
     const ptrdiff_t most = by_lines ? VL : PATCH * (one_set ? 1 : q->m == 1 && !same_sets ? 4 : q->m <= 3 ? 2 : PATCHES);
     for (ptrdiff_t j = 0, n; j < q->n; j += n) {
         real room[STRIP_ROWS * STRIP_COLUMNS];
+        fbp_block part = *q;   /* the rows that registers hold, or half of them all: the second ones find the columns in a cache */
         n = q->n - j < most ? q->n - j : most;
-        (by_lines ? of_lines : of_patches)[q->m - 1](q, j, n, room);
-        for (ptrdiff_t i = 0; i < q->m; i++) finish_row(q, room + i * STRIP_COLUMNS, i, j, n);
+        const int half_empty = n <= PATCH && q->m <= FEW;
+        for (ptrdiff_t i0 = 0; i0 < q->m; i0 += part.m) {
+            part.a = q->a + i0 * q->a_row;
+            part.m = q->m <= STRIP_ROWS ? q->m : i0 == 0 ? (q->m + 1) / 2 : q->m / 2;
+            (by_lines && !half_empty ? of_lines : of_patches)[part.m - 1](&part, j, n, room);
+            for (ptrdiff_t i = 0; i < part.m; i++) finish_row(q, room + i * STRIP_COLUMNS, i0 + i, j, n);
+        }
     }
     activate(q);
 }

@@ -62,29 +62,60 @@ static ALWAYS_INLINE vpatch one_of_each(const real *const *column, ptrdiff_t p)
     return v;
 }
 
-/* STRETCH rows of a panel at a time, that stay in the first cache, and in them patches from the last to the first: what one writes too much
- * belongs to the next row. */
+/* Columns [j0, n) and rows [p0, k) of a panel: STRETCH rows at a time, that stay in the first cache, and in them patches from the last to the first: what
+ * one writes too much belongs to the next row. */
 enum { STRETCH = 32 };
+
+static ALWAYS_INLINE void transpose_patches(const int width, ptrdiff_t p0, ptrdiff_t k, ptrdiff_t j0, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst)
+{
+    for (ptrdiff_t end; p0 < k; p0 = end) {
+        end = k - p0 < STRETCH ? k : p0 + STRETCH;
+        for (ptrdiff_t j = (width - 1) / PATCH * PATCH; j >= j0; j -= PATCH) {
+            if (j >= n) continue;
+            const real *column[PATCH];
+            vpatch t[PIECE];
+            find_columns(src, col, n, j, column);
+            real *to = dst + p0 * width + j;
+            ptrdiff_t p = p0;
+            for (; p + PIECE <= end; p += PIECE) {
+                v_transpose(column, p, t);
+                _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++, to += width) v_put_patch(to, t[i]);
+            }
+            for (; p < end; p++, to += width) v_put_patch(to, one_of_each(column, p));
+        }
+    }
+}
+
+#if VBYTES == 64
+/* Of whole vectors of columns, whole cache lines: fewer instructions, and no line is wanted twice. */
+static ALWAYS_INLINE void transpose_vectors(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst)
+{
+    for (ptrdiff_t j = 0; j < n; j += VL) {
+        const real *column[VL];
+        real *to = dst + j;
+        _Pragma("GCC unroll 16") for (int v = 0; v < VL; v++) column[v] = src + (j + v) * col;
+        for (ptrdiff_t p = 0; p < k; p += VL) {
+            vreal t[VL];
+            v_transpose_lines(column, p, t);
+            _Pragma("GCC unroll 16") for (int i = 0; i < VL; i++, to += width) v_store(to, t[i]);
+        }
+    }
+}
+#endif
 
 static ALWAYS_INLINE void transpose_panels(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t col, real *dst, ptrdiff_t panel)
 {
-    for (ptrdiff_t j0 = 0; j0 < n; j0 += width, dst += panel)
-        for (ptrdiff_t p0 = 0; p0 < k; p0 += STRETCH) {
-            const ptrdiff_t end = k - p0 < STRETCH ? k : p0 + STRETCH;
-            for (ptrdiff_t j = (width - 1) / PATCH * PATCH; j >= 0; j -= PATCH) {
-                if (j0 + j >= n) continue;
-                const real *column[PATCH];
-                vpatch t[PIECE];
-                find_columns(src, col, n, j0 + j, column);
-                real *to = dst + p0 * width + j;
-                ptrdiff_t p = p0;
-                for (; p + PIECE <= end; p += PIECE) {
-                    v_transpose(column, p, t);
-                    _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++, to += width) v_put_patch(to, t[i]);
-                }
-                for (; p < end; p++, to += width) v_put_patch(to, one_of_each(column, p));
-            }
-        }
+    for (ptrdiff_t j = 0; j < n; j += width, src += width * col, dst += panel) {
+        const ptrdiff_t columns = n - j < width ? n - j : width;
+#if VBYTES == 64
+        const ptrdiff_t vectors = width % VL ? 0 : columns / VL * VL, lines = vectors ? k / VL * VL : 0;
+        transpose_vectors(width, lines, vectors, src, col, dst);
+#else
+        enum { vectors = 0, lines = 0 };
+#endif
+        if (vectors < columns) transpose_patches(width, 0, lines, vectors, columns, src, col, dst);
+        transpose_patches(width, lines, k, 0, columns, src, col, dst);
+    }
 }
 
 static ALWAYS_INLINE void pack(const int width, ptrdiff_t k, ptrdiff_t n, const real *src, ptrdiff_t row, ptrdiff_t col, real *dst, ptrdiff_t panel)

@@ -327,37 +327,57 @@ static ALWAYS_INLINE void v_transpose_groups(const real *const *group, ptrdiff_t
 }
 
 #if VBYTES == 64
-/* A whole cache line of each of VL rows, transposed where they are: r[j][i] = element j of row i. */
-static ALWAYS_INLINE void v_transpose_lines(vreal *r)
+/* ---- the same for a whole cache line of each of VL rows ---- */
+
+enum { HALF_LINE = 32 / sizeof(real) };
+typedef real vhalf_line __attribute__((vector_size(32), aligned(sizeof(real)), may_alias));
+
+static ALWAYS_INLINE vreal v_joined(const real *p, const real *q)
 {
-    enum { QUARTER = 16 / sizeof(real) };
-    vreal s[VBYTES / sizeof(real)];
-#ifdef FBP_DOUBLE
-#define IN_QUARTERS(a, b, i, j) __builtin_shufflevector(a, b, i, j, i + 2, j + 2, i + 4, j + 4, i + 6, j + 6)
-#define QUARTERS(a, b, i) __builtin_shufflevector(a, b, 2 * i, 2 * i + 1, 2 * i + 4, 2 * i + 5, 2 * i + 8, 2 * i + 9, 2 * i + 12, 2 * i + 13)
-    _Pragma("GCC unroll 4") for (int g = 0; g < VL; g += QUARTER) s[g] = IN_QUARTERS(r[g], r[g + 1], 0, 8), s[g + 1] = IN_QUARTERS(r[g], r[g + 1], 1, 9);
+#if defined(__AVX512F__)
+    return (vreal)_mm512_insertf64x4(_mm512_castpd256_pd512((__m256d)*(const vhalf_line *)p), (__m256d)*(const vhalf_line *)q, 1);
+#elif defined(FBP_DOUBLE)
+    return __builtin_shufflevector(*(const vhalf_line *)p, *(const vhalf_line *)q, 0, 1, 2, 3, 4, 5, 6, 7);
 #else
-#define IN_QUARTERS(a, b, i, j, k, l) \
-    __builtin_shufflevector(a, b, i, j, k, l, i + 4, j + 4, k + 4, l + 4, i + 8, j + 8, k + 8, l + 8, i + 12, j + 12, k + 12, l + 12)
-#define QUARTER_AT(i) 4 * (i), 4 * (i) + 1, 4 * (i) + 2, 4 * (i) + 3
-#define QUARTERS(a, b, i) __builtin_shufflevector(a, b, QUARTER_AT(i), QUARTER_AT(i + 2), QUARTER_AT(i + 4), QUARTER_AT(i + 6))
-    _Pragma("GCC unroll 4") for (int g = 0; g < VL; g += QUARTER) {
-        const vreal low = IN_QUARTERS(r[g], r[g + 1], 0, 16, 1, 17), high = IN_QUARTERS(r[g], r[g + 1], 2, 18, 3, 19);
-        const vreal low2 = IN_QUARTERS(r[g + 2], r[g + 3], 0, 16, 1, 17), high2 = IN_QUARTERS(r[g + 2], r[g + 3], 2, 18, 3, 19);
-        s[g] = IN_QUARTERS(low, low2, 0, 1, 16, 17), s[g + 1] = IN_QUARTERS(low, low2, 2, 3, 18, 19);
-        s[g + 2] = IN_QUARTERS(high, high2, 0, 1, 16, 17), s[g + 3] = IN_QUARTERS(high, high2, 2, 3, 18, 19);
-    }
+    return __builtin_shufflevector(*(const vhalf_line *)p, *(const vhalf_line *)q, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 #endif
-    _Pragma("GCC unroll 4") for (int i = 0; i < QUARTER; i++) {   /* s[g*QUARTER + i]: in every quarter q, elements q*QUARTER + i of QUARTER rows */
-        const vreal even = QUARTERS(s[i], s[QUARTER + i], 0), even2 = QUARTERS(s[2 * QUARTER + i], s[3 * QUARTER + i], 0);
-        const vreal odd = QUARTERS(s[i], s[QUARTER + i], 1), odd2 = QUARTERS(s[2 * QUARTER + i], s[3 * QUARTER + i], 1);
-        r[i] = QUARTERS(even, even2, 0), r[2 * QUARTER + i] = QUARTERS(even, even2, 1);
-        r[QUARTER + i] = QUARTERS(odd, odd2, 0), r[3 * QUARTER + i] = QUARTERS(odd, odd2, 1);
-    }
-#undef QUARTERS
-#undef QUARTER_AT
-#undef IN_QUARTERS
 }
+
+/* Elements i, j (, k, l) of every 128 bits, of a and then b; and 128 bits i and i + 2 of both. */
+#ifdef FBP_DOUBLE
+#define OF_QUARTERS(a, b, i, j) __builtin_shufflevector(a, b, i, j, i + 2, j + 2, i + 4, j + 4, i + 6, j + 6)
+#define QUARTERS(a, b, i) __builtin_shufflevector(a, b, 2 * i, 2 * i + 1, 2 * i + 4, 2 * i + 5, 2 * i + 8, 2 * i + 9, 2 * i + 12, 2 * i + 13)
+#else
+#define OF_QUARTERS(a, b, i, j, k, l) \
+    __builtin_shufflevector(a, b, i, j, k, l, i + 4, j + 4, k + 4, l + 4, i + 8, j + 8, k + 8, l + 8, i + 12, j + 12, k + 12, l + 12)
+#define QUARTER(i) 4 * (i), 4 * (i) + 1, 4 * (i) + 2, 4 * (i) + 3
+#define QUARTERS(a, b, i) __builtin_shufflevector(a, b, QUARTER(i), QUARTER(i + 2), QUARTER(i + 4), QUARTER(i + 6))
+#endif
+
+static ALWAYS_INLINE void v_transpose_lines(const real *const *row, ptrdiff_t at, vreal *t)
+{
+    vreal s[2][2][PIECE];   /* of each half, of rows 0 to 2*PIECE - 1 and the others: element i of every piece */
+    _Pragma("GCC unroll 2") for (int g = 0; g < 2; g++) {
+        vreal r[2][PIECE];   /* rows side by side */
+        _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++) _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
+            r[h][i] = v_joined(row[g * 2 * PIECE + i] + at + h * HALF_LINE, row[g * 2 * PIECE + PIECE + i] + at + h * HALF_LINE);
+        _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++) {
+#ifdef FBP_DOUBLE
+            s[h][g][0] = OF_QUARTERS(r[h][0], r[h][1], 0, 8), s[h][g][1] = OF_QUARTERS(r[h][0], r[h][1], 1, 9);
+#else
+            const vreal first = OF_QUARTERS(r[h][0], r[h][1], 0, 16, 1, 17), last = OF_QUARTERS(r[h][0], r[h][1], 2, 18, 3, 19);
+            const vreal first2 = OF_QUARTERS(r[h][2], r[h][3], 0, 16, 1, 17), last2 = OF_QUARTERS(r[h][2], r[h][3], 2, 18, 3, 19);
+            s[h][g][0] = OF_QUARTERS(first, first2, 0, 1, 16, 17), s[h][g][1] = OF_QUARTERS(first, first2, 2, 3, 18, 19);
+            s[h][g][2] = OF_QUARTERS(last, last2, 0, 1, 16, 17), s[h][g][3] = OF_QUARTERS(last, last2, 2, 3, 18, 19);
+#endif
+        }
+    }
+    _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++) _Pragma("GCC unroll 4") for (int i = 0; i < PIECE; i++)
+        t[h * HALF_LINE + i] = QUARTERS(s[h][0][i], s[h][1][i], 0), t[h * HALF_LINE + PIECE + i] = QUARTERS(s[h][0][i], s[h][1][i], 1);
+}
+#undef QUARTERS
+#undef QUARTER
+#undef OF_QUARTERS
 #endif
 
 static ALWAYS_INLINE void v_put_patch(real *p, vpatch v) { *(vpatch_unaligned *)p = v; }

@@ -83,7 +83,7 @@ typedef struct {
      * columns: dst[j/nr*panel + p*nr + j%nr]. What the last panel lacks may be anything. A vector may be written past each panel of A. */ \
     X(void, pack_a, (ptrdiff_t k, ptrdiff_t m, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
     X(void, pack_b, (ptrdiff_t k, ptrdiff_t n, const R *src, ptrdiff_t row, ptrdiff_t col, R *dst, ptrdiff_t panel)) \
-    /* gemm.inc.c; strips: m <= strip_rows rows stored, B not in panels but by columns: b[p + j*b_panel]; turn: C of its transposed sums, in a */ \
+    /* gemm.inc.c; strips: m <= 2*strip_rows rows stored, B not in panels but by columns: b[p + j*b_panel]; turn: C of its transposed sums, in a */ \
     X(void, block, (const fbp_block *p)) \
     X(void, strips, (const fbp_block *p)) \
     X(void, turn, (const fbp_block *p)) \
@@ -130,7 +130,7 @@ typedef struct fbp_kernels {
     const struct fbp_kernels *broad;   /* pack_a, pack_b and block for a tile of fewer rows and more columns, the same results; or NULL */
     int mr, nr;             /* register tile */
     int masked_rows;        /* m up to which B's last panel may lie anywhere */
-    int strip_rows;         /* m up to which there are strips */
+    int strip_rows;         /* m of a strip, and half of that up to which there are strips */
     ptrdiff_t depth, nc;    /* cache blocks: k of both, columns of B */
     size_t a_bytes;         /* a block of A, in the second cache */
 #define X(type, name, args) type (*name) args;
