@@ -75,12 +75,15 @@ def fingerprint():
     return digest
 
 
+HEARS_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs inherit deafness
+
+
 @pytest.fixture
 def fresh_process():
     """fresh_process(code, FASTBP_ISA="baseline"): what the code prints in a new interpreter with that environment"""
 
     def run(code, **environment):
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment},
+        done = subprocess.run([sys.executable, "-c", HEARS_INTERRUPTS + code], env={**os.environ, **environment},
                               capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
