@@ -150,21 +150,41 @@ static fbp_epilogue epilogue_at(const fbp_kernels *t, const fbp_product *q, ptrd
     return e;
 }
 
-/* A range of the product as one block, of operands where they lie. */
-static void gemm_at_once(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, int in_strips, int shared)
+/* A range of the product as one block, of operands where they lie, or of a copy of B in these panels. */
+static void gemm_at_once(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, int in_strips, int shared,
+                         void *b_panels)
 {
+    const fbp_matrix b = {fbp_at(t, q->b.p, j0 * q->b.col), q->b.row, q->b.col};
     fbp_epilogue e;
     fbp_block block = {
         .m = i1 - i0, .n = j1 - j0, .k = q->k,
         .a = fbp_at(t, q->a.p, i0 * q->a.row), .a_row = q->a.row, .a_col = q->a.col, .a_panel = t->mr * q->a.row,
-        .b = fbp_at(t, q->b.p, j0 * q->b.col), .b_row = q->b.row, .b_panel = in_strips ? q->b.col : t->nr,
+        .b = b.p, .b_row = b.row, .b_panel = in_strips ? b.col : t->nr,
         .c = fbp_at(t, q->c, i0 * q->ldc + j0), .ldc = q->ldc, .shared = shared,
         .start = q->start, .rate = q->rate, .not_finite = q->not_finite, .epilogue = q->epilogue,
     };
     if (q->epilogue && (i0 | j0)) e = epilogue_at(t, q, i0, j0), block.epilogue = &e;
-    if (in_strips) t->strips(&block);
-    else t->block(&block);
+    if (b_panels) {
+        block.b = b_panels, block.b_row = t->nr, block.b_panel = t->nr * q->k;
+        t->pack_b(block.k, block.n, b.p, b.row, b.col, b_panels, block.b_panel);
+    }
+    void (*const make)(const fbp_block *) = in_strips ? t->strips : t->block;
+    make(&block);
     if (q->done) q->done(q->context, i0, i1 - i0, j0, j1 - j0, block.c, q->ldc);
+    else if (q->prepared && block.m == q->m && block.n == q->n) {
+        fbp_prepared *const p = q->prepared;
+        *p = (fbp_prepared){.make = make, .block = block, .b = b, .b_panels = b_panels, .table = t};
+        if (q->epilogue) p->epilogue = *block.epilogue, p->block.epilogue = &p->epilogue;
+    }
+}
+
+void fbp_gemm_again(fbp_prepared *p, const void *a, const void *b)
+{
+    fbp_block *const block = &p->block;
+    if (a) block->a = a;
+    if (b) *(p->b_panels ? &p->b.p : &block->b) = b;
+    if (p->b_panels) p->table->pack_b(block->k, block->n, p->b.p, p->b.row, p->b.col, p->b_panels, block->b_panel);
+    p->make(block);
 }
 
 static void gemm_turned(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, void *scratch)
@@ -234,10 +254,10 @@ static void gemm_columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptr
     }
 }
 
-/* Whether it is a single block already, and needs no copy. Small products come often: what is decided here must not take as long as they do. */
-static int is_one_block(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n)
+/* Whether it is a single block already. Small products come often: what is decided here must not take as long as they do. */
+static int is_one_block(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n, int packs_b)
 {
-    return q->k <= SMALL && m <= SMALL && n <= SMALL && q->k > 0 && !q->passing && (m <= t->masked_rows || n % t->nr == 0);
+    return q->k <= SMALL && m <= SMALL && n <= SMALL && q->k > 0 && !q->passing && (packs_b || m <= t->masked_rows || n % t->nr == 0);
 }
 
 /* By tiles: the time for one term of all of C, where a whole tile takes 1, and more for beginning and ending every tile. */
@@ -275,8 +295,8 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
     }
     const fbp_kernels *const tiles = !in_strips && pays_broad(t, q, i1 - i0, j1 - j0) ? t->broad : t;
     const int copies_a = pays_to_copy_a(tiles, j1 - j0, q), packs_b = pays_to_pack_b(tiles, i1 - i0, q);
-    if (in_strips || (!copies_a && !packs_b && is_one_block(tiles, q, i1 - i0, j1 - j0))) {
-        gemm_at_once(tiles, q, i0, i1, j0, j1, in_strips, shared);
+    if (in_strips || (!copies_a && is_one_block(tiles, q, i1 - i0, j1 - j0, packs_b))) {
+        gemm_at_once(tiles, q, i0, i1, j0, j1, in_strips, shared, packs_b && !in_strips ? scratch : NULL);
         return;
     }
     const int flat = packs_b && i1 - i0 <= 2 * tiles->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */

@@ -21,6 +21,17 @@ static inline ptrdiff_t fbp_chunk(ptrdiff_t B)
     return (B + chunks - 1) / chunks;
 }
 
+/* A product that was a single block, but for a copy of B: all it takes to make it again, with the same memory and sizes, where to decide anew would take
+ * as long as a small one does. */
+typedef struct fbp_prepared {
+    void (*make)(const fbp_block *);   /* NULL: nothing is known of the product, or it is more than that */
+    fbp_block block;
+    fbp_epilogue epilogue;
+    fbp_matrix b;                  /* to be copied into panels, */
+    void *b_panels;                /* or NULL */
+    const fbp_kernels *table;
+} fbp_prepared;
+
 /* How C is rather divided among the threads: so that each meets again what it has read or written before. */
 enum fbp_division { FBP_ANYHOW, FBP_BY_ROWS, FBP_BY_COLUMNS };
 
@@ -40,11 +51,13 @@ typedef struct {
     void (*done)(void *context, ptrdiff_t i, ptrdiff_t m, ptrdiff_t j, ptrdiff_t n, void *c, ptrdiff_t ldc);
     void *context;
     int passing;                   /* 1: nobody else wants C, which need not be written */
+    fbp_prepared *prepared;        /* NULL, or to be filled in where that can be: by a worker that is alone */
 } fbp_product;
 
 /* The worker's share of the product. Every element belongs to one worker, whose arithmetic does not depend on who else
  * works. Scratch: fbp_gemm_scratch bytes, 64-byte aligned, private to the worker. */
 void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch);
+void fbp_gemm_again(fbp_prepared *p, const void *a, const void *b);   /* A and B there; NULL: where they were */
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k);
 
 /* y (n) = column sums of x (B, n), in chunks of rows like a chunked product. */

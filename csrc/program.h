@@ -144,6 +144,8 @@ enum fbp_turned { FBP_AS_IT_IS, FBP_TURNED, FBP_TURNED_PARTS };
 /* Elements from one row of O to the next when rows take whole cache lines. */
 static inline ptrdiff_t fbp_line_row(ptrdiff_t O) { return (O + FBP_LINE - 1) / FBP_LINE * FBP_LINE; }
 
+enum fbp_products { FBP_OF_FORWARD, FBP_OF_BACKWARD, FBP_OF_GRADIENTS, FBP_PRODUCTS };   /* of a dense operation */
+
 /* One running use of a program: where its values are and what the operations need to know. */
 typedef struct {
     const fbp_program *program;
@@ -163,6 +165,7 @@ typedef struct {
     void *chunk_grads;             /* program->extent elements per chunk of rows: workers have chunks for themselves then, see fbp_program_chunks; NULL: they
                                     * share out every operation */
     fbp_step *update;              /* rides on the gradients; NULL: comes after them */
+    struct fbp_prepared *prepared; /* FBP_PRODUCTS per operation, of a step with the same memory and as many rows; NULL: nobody remembers them */
 } fbp_frame;
 
 /* Bytes of memory for a frame of this program with `threads` workers, and the frame laid out in it. */

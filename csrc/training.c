@@ -101,6 +101,11 @@ static void add_chunks(const fbp_frame *f, ptrdiff_t parameters, const fbp_worke
     }
 }
 
+static void forget_products(const fbp_program *p, fbp_prepared *prepared)
+{
+    for (ptrdiff_t i = 0; i < p->ops * FBP_PRODUCTS; i++) prepared[i].make = NULL;
+}
+
 /* Whole steps until the time is up, the epoch ends, or a number stops being finite. All workers run this side by side, each
  * with its own frame; they take every decision from the same numbers. Worker 0 alone writes to the run. */
 static void train_steps(fbp_run *r, const fbp_worker *w)
@@ -110,13 +115,13 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     const fbp_optimizer *o = r->optimizer;
     const ptrdiff_t chunks = fbp_loss_chunks(r->batch_size);
     const ptrdiff_t parameters = parameters_of(o);
-    const int rides = updates_ride(r);
+    const int rides = updates_ride(r), alone = w->parts == 1;
     double *losses = r->partial, *hits = losses + p->outputs * chunks, *broken = hits + chunks, *squares = broken + w->parts;
     void *value[p->values];   /* this worker's pointers: the input's changes with the batch */
     fbp_target target[p->outputs];
     fbp_frame f = *r->frame;
     memcpy(value, f.value, sizeof value);
-    f.value = value;
+    f.value = value, f.prepared = alone ? r->prepared : NULL, f.rows = 0;
     void *input_room = value[p->input];
     int64_t steps = r->steps;
     const double start = w->part == 0 ? now() : 0;
@@ -133,8 +138,9 @@ static void train_steps(fbp_run *r, const fbp_worker *w)
     }
 
     for (;;) {
-        const ptrdiff_t b = r->batch, first = in_epoch * r->batch_size;
+        const ptrdiff_t b = r->batch, first = in_epoch * r->batch_size, rows = f.rows;
         f.rows = r->n - first < r->batch_size ? r->n - first : r->batch_size;
+        if (alone && f.rows != rows) forget_products(p, f.prepared);
         assert(0 < f.rows && f.rows <= p->capacity && b < r->batches);
         take_batch(r, &f, w, input_room, epoch, first, target);
         if (r->order) fbp_barrier(w);

@@ -37,6 +37,7 @@ typedef struct {
     int wants_accuracy;            /* of the first output */
     double threshold;              /* of accuracy; NaN: argmax */
     double *partial;               /* fbp_partials(...) doubles */
+    struct fbp_prepared *prepared; /* room for FBP_PRODUCTS per operation */
     double seconds;
     int threads;
     int tolerant;                  /* 1: goes on when a number is not finite */

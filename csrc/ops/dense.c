@@ -15,6 +15,8 @@ typedef struct {
     int transposed;
 } place;
 
+static int lies_transposed(const fbp_op *op, enum fbp_turned turned) { return op->transposed | (op->turns & (turned != FBP_AS_IT_IS)); }
+
 static place place_of(const fbp_frame *f, const fbp_op *op, enum fbp_turned turned, const fbp_worker *w)
 {
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width, row = fbp_line_row(O);
@@ -24,7 +26,7 @@ static place place_of(const fbp_frame *f, const fbp_op *op, enum fbp_turned turn
         fbp_share(w, O, FBP_LINE, &first, &end);
         return (place){op->parts + I * first, (end - first + FBP_LINE - 1) / FBP_LINE * FBP_LINE, first, end, 1};
     }
-    const int transposed = op->transposed | (op->turns & (turned != FBP_AS_IT_IS));
+    const int transposed = lies_transposed(op, turned);
     return (place){op->weight, transposed ? O : I, 0, O, transposed};
 }
 
@@ -41,6 +43,12 @@ static void multiply(const fbp_frame *f, const fbp_op *op, place at, const fbp_p
     const fbp_worker alone = {0, 1, w->team};
     const int all = at.end - at.first == f->program->value[op->y].width;
     fbp_gemm(f->program->table, all ? w : &alone, q, scratch);
+}
+
+/* What is remembered of a product, or is to be. */
+static fbp_prepared *prepared_of(const fbp_frame *f, const fbp_op *op, enum fbp_products which)
+{
+    return f->prepared ? f->prepared + (op - f->program->op) * FBP_PRODUCTS + which : NULL;
 }
 
 /* to (m, n) = fromᵀ, of few rows at a time: every one of them is on a page of its own. */
@@ -77,6 +85,11 @@ static fbp_worker rows_of(const fbp_frame *f, const fbp_worker *w, ptrdiff_t *i,
 
 void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
+    fbp_prepared *const known = prepared_of(f, op, FBP_OF_FORWARD);
+    if (known && known->make) {
+        fbp_gemm_again(known, f->value[op->x], NULL);   /* the input's is another one for every batch */
+        return;
+    }
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     const place at = place_of(f, op, f->turned, w);
@@ -88,7 +101,7 @@ void fbp_dense_forward(const fbp_frame *f, const fbp_op *op, const fbp_worker *w
         .m = end - i, .n = at.end - at.first, .k = I,
         .a = {fbp_at(t, f->value[op->x], i * I), I, 1},
         .b = {weight.p, weight.col, weight.row},
-        .c = fbp_at(t, f->value[op->y], i * O + at.first), .ldc = O, .start = FBP_STORE, .epilogue = &e,
+        .c = fbp_at(t, f->value[op->y], i * O + at.first), .ldc = O, .start = FBP_STORE, .epilogue = &e, .prepared = known,
     };
     multiply(f, op, at, &q, &who, scratch_of(f, w));
 }
@@ -151,6 +164,12 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
     const fbp_kernels *t = f->program->table;
     const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     if (op->dx == FBP_UNWANTED) return;
+    fbp_prepared *const known = prepared_of(f, op, FBP_OF_BACKWARD);
+    if (known && known->make) {
+        if (known->epilogue.sums) memset(known->epilogue.sums, 0, (size_t)I * t->size);
+        fbp_gemm_again(known, NULL, NULL);
+        return;
+    }
     const ptrdiff_t half = first_half(I, O);
     const fbp_matrix weight = weight_at(f, place_of(f, op, f->turned, w));
     ptrdiff_t i, end;
@@ -177,6 +196,7 @@ void fbp_dense_backward(const fbp_frame *f, const fbp_op *op, const fbp_worker *
                            .y = op->dact == FBP_IDENTITY ? NULL : fbp_at(t, f->value[op->x], i * I), .ldy = I, .sums = sums};
     if (sums) memset(sums, 0, (size_t)I * t->size);
     if (half < O) fbp_gemm(t, &who, &first, scratch_of(f, w));
+    else first.prepared = known;
     fbp_product *last = half < O ? &second : &first;
     if (op->dact != FBP_IDENTITY || sums) last->epilogue = &e;
     fbp_gemm(t, &who, last, scratch_of(f, w));
@@ -218,15 +238,18 @@ static void chunk_gradients(const fbp_frame *f, const fbp_op *op, const fbp_work
     }
 }
 
-/* BP3 and BP4: db and dw, and the update where this was their last contribution. */
-void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+/* BP3: dw, and the update where this was the last contribution. */
+static void weight_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
 {
-    const fbp_kernels *t = f->program->table;
-    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
-    if (f->chunk_grads) {
-        chunk_gradients(f, op, w);
+    fbp_prepared *const known = f->update ? NULL : prepared_of(f, op, FBP_OF_GRADIENTS);
+    if (known && known->make) {
+        const void *x = f->value[op->x];
+        const int transposed = lies_transposed(op, f->turned);
+        fbp_gemm_again(known, transposed ? x : NULL, transposed ? NULL : x);
         return;
     }
+    const fbp_kernels *t = f->program->table;
+    const ptrdiff_t I = f->program->value[op->x].width, O = f->program->value[op->y].width;
     const int updates = f->update && op->last_w;
     place at = place_of(f, op, f->turned, w);
     const int transposed = at.transposed, parts = at.at != op->weight, halved = fbp_dense_halved(f, op, w);
@@ -245,16 +268,30 @@ void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker 
         .start = op->dw == FBP_MORE ? FBP_ADD : FBP_STORE, .chunked = 1,
         .division = transposed ? FBP_BY_COLUMNS : FBP_BY_ROWS,   /* as in the forward pass, which meets a worker's outputs */
         .kept = op->dx == FBP_UNWANTED || halved,
-        .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST,
+        .done = updates ? update_block : NULL, .context = &u, .passing = updates && op->dw == FBP_FIRST, .prepared = known,
     };
     if (dw.passing && f->rows <= FBP_CHUNK && fbp_descends(f->update, u.slot, &dw.rate)) {   /* in registers, from one weight to the next */
         dw.c = fbp_at(t, f->update->params, at.at), dw.ldc = at.row, dw.start = FBP_DESCEND, dw.not_finite = &f->update->not_finite;
         dw.done = NULL, dw.passing = 0;
     }
     multiply(f, op, at, &dw, w, scratch_of(f, w));
+}
+
+/* BP3 and BP4. */
+void fbp_dense_gradients(const fbp_frame *f, const fbp_op *op, const fbp_worker *w)
+{
+    if (f->chunk_grads) {
+        chunk_gradients(f, op, w);
+        return;
+    }
+    weight_gradients(f, op, w);
     if (op->bias < 0) return;
     if (!op->summed || !sums_ride(f, w)) fbp_vector_gradients(f, op, op->bias, op->db, op->last_b, w);
-    else if (f->update) fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->bias), op->bias, O, fbp_at(t, f->grads, op->bias));
+    else if (f->update) {
+        const fbp_kernels *t = f->program->table;
+        const ptrdiff_t O = f->program->value[op->y].width;
+        fbp_update_range(t, f->update, fbp_slot_of(f->update->optimizer, op->bias), op->bias, O, fbp_at(t, f->grads, op->bias));
+    }
 }
 
 /* db = 1ᵀ dy, for a vector of parameters that is added to, or is, every row. */

@@ -120,6 +120,9 @@ cdef extern from "fastbp.h" nogil:
         uint64_t seed, step
         const fbp_csr *csr
         void *scratch
+    ctypedef struct fbp_prepared:
+        pass
+    enum: FBP_PRODUCTS
     ctypedef struct fbp_objective:
         const fbp_loss *loss
         double weight
@@ -146,6 +149,7 @@ cdef extern from "fastbp.h" nogil:
         int wants_accuracy
         double threshold
         double *partial
+        fbp_prepared *prepared
         double seconds
         int threads, tolerant
         ptrdiff_t batch, batches

@@ -710,6 +710,7 @@ cdef class Run:
         self.c.steps, self.c.tolerant = steps, tolerant
         self.team = fbp_training_threads(&program.c, min(batch, n))
         self.c.partial = <double *>allocate(fbp_partials(batch, count, program.parameters, self.team) * sizeof(double))
+        self.c.prepared = <fbp_prepared *>allocate(program.c.ops * FBP_PRODUCTS * sizeof(fbp_prepared))
         self.c.frame = &program.frame
         program.enter(self.team)
         program.running = 0
@@ -722,6 +723,7 @@ cdef class Run:
         free(self.c.room)
         free(self.c.chunk_grads)
         free(self.c.partial)
+        free(self.c.prepared)
         free(self.c.loss_sum)
         free(self.objective)
 
