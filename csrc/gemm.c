@@ -15,15 +15,17 @@ static ptrdiff_t even_parts(ptrdiff_t n, ptrdiff_t most, ptrdiff_t unit)
     return ceil_to((n + parts - 1) / parts, unit);
 }
 
+enum { PANEL_BYTES = 16 << 10 };   /* of a B that stays in the first cache */
+
 static ptrdiff_t block_depth(const fbp_kernels *t, const fbp_product *q, int flat)
 {
-    enum { NEAR_BYTES = 16 << 10, SHALLOW = 32 };
+    enum { SHALLOW = 32 };
     if (q->k == 0) return 1;   /* one block of nothing, for the bias and the activation */
     if (q->chunked) return min(q->k, fbp_chunk(q->k));
     if (q->n <= t->nr && q->a.col != 1 && (size_t)(q->k * q->a.col) * t->size > 4 * t->a_bytes)
         return even_parts(q->k, SHALLOW, 16);   /* lines that a tile takes in part wait in the second cache for the next one */
-    if (flat && q->k * t->nr * (ptrdiff_t)t->size <= NEAR_BYTES) return q->k;
-    return even_parts(q->k, flat ? NEAR_BYTES / (ptrdiff_t)t->size / t->nr : t->depth, 16);
+    if (flat && q->k * t->nr * (ptrdiff_t)t->size <= PANEL_BYTES) return q->k;
+    return even_parts(q->k, flat ? PANEL_BYTES / (ptrdiff_t)t->size / t->nr : t->depth, 16);
 }
 
 static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
@@ -35,7 +37,7 @@ static ptrdiff_t block_rows(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t depth)
 
 static ptrdiff_t line(const fbp_kernels *t) { return 64 / (ptrdiff_t)t->size; }   /* elements of a cache line */
 
-enum { SMALL = 128 };   /* rows, columns, terms: together well within the second cache, undivided */
+enum { SMALL = 48 << 10 };   /* elements of A, B and C: together well within the second cache, undivided */
 enum { WORTH_COPYING = 32, MANY_WAYS = 12 };   /* terms; of the first cache */
 
 /* A is used where it lies unless so many panels of B pass over it that a copy pays: soon if its rows, or columns, fall into the same sets of the
@@ -254,10 +256,14 @@ static void gemm_columns_as_rows(const fbp_kernels *t, const fbp_product *q, ptr
     }
 }
 
+/* A panel of B serves once or twice: packed in pieces still in the first cache then. */
+static int is_flat(const fbp_kernels *t, ptrdiff_t m) { return m <= 2 * t->mr; }
+
 /* Whether it is a single block already. Small products come often: what is decided here must not take as long as they do. */
 static int is_one_block(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m, ptrdiff_t n, int packs_b)
 {
-    return q->k <= SMALL && m <= SMALL && n <= SMALL && q->k > 0 && !q->passing && (packs_b || m <= t->masked_rows || n % t->nr == 0);
+    if (q->k == 0 || q->k > FBP_CHUNK || m * n + (m + n) * q->k > SMALL || q->passing) return 0;
+    return packs_b ? !is_flat(t, m) || q->k * t->nr * (ptrdiff_t)t->size <= PANEL_BYTES : m <= t->masked_rows || n % t->nr == 0;
 }
 
 /* By tiles: the time for one term of all of C, where a whole tile takes 1, and more for beginning and ending every tile. */
@@ -299,7 +305,7 @@ static void gemm_range(const fbp_kernels *t, const fbp_product *q, ptrdiff_t i0,
         gemm_at_once(tiles, q, i0, i1, j0, j1, in_strips, shared, packs_b && !in_strips ? scratch : NULL);
         return;
     }
-    const int flat = packs_b && i1 - i0 <= 2 * tiles->mr;   /* a panel of B serves once or twice: packed in pieces still in the first cache then */
+    const int flat = packs_b && is_flat(tiles, i1 - i0);
     const ptrdiff_t depth = block_depth(tiles, q, flat);
     const int passing = q->passing && q->k <= depth;
     const ptrdiff_t columns = flat ? tiles->nr : tiles->nc, most_rows = block_rows(tiles, i1 - i0, depth);

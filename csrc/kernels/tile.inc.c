@@ -56,8 +56,8 @@ static ALWAYS_INLINE void tile(const int mr, const int nv, const int ragged, con
 #define LOAD_B(p) VECTORS(nv) bv[p][v] = ragged == PADDED ? v_load(b + (p) * b_row + v * VL) : LOAD(b + (p) * b_row, v)
 #define TERM(from, p) { \
         const real *ai = from; \
-        const vreal x = v_set(*ai); \
-        VECTORS(whole) v_fma_onto(&acc[i][v], x, bv[p][v]); \
+        if (whole == 1) v_fma_spread_onto(&acc[i][0], ai, bv[p][0]); \
+        else { const vreal x = v_set(*ai); VECTORS(whole) v_fma_onto(&acc[i][v], x, bv[p][v]); } \
         if (ragged == HALF) half[i] = v_fma_half(ai, v_low(bv[p][nv - 1]), half[i]); }
     /* n terms; what moves pointers takes the place of multiplications. */
 #define TERMS(n) { \
