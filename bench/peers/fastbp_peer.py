@@ -1,6 +1,7 @@
 """fastbp: one `fit` per turn, on the batches in the order in which the others take them."""
 
 from functools import partial
+from inspect import signature
 
 import fastbp as fb
 from fastbp import kernels
@@ -51,23 +52,25 @@ def predictor(net, weights, x):
     return partial(_model(net, weights).predict, x)
 
 
+def _by_position(function, *args, **options):
+    """This call as it would be written without names, which `partial` takes longer over than a small kernel lasts."""
+    call = signature(function).bind(*args, **options)
+    call.apply_defaults()
+    return partial(function, *call.args, **call.kwargs)
+
+
 def _into_out(function):
     """Builder of a function with `out`: what a first call returned is what all others write."""
-
-    def build(*args, **options):
-        out = function(*args, **options)
-        return partial(function, *args, **options, out=out)
-
-    return build
+    return lambda *args, **options: _by_position(function, *args, **options, out=function(*args, **options))
 
 
 def _in_place(function):
-    return lambda *args, **options: partial(function, *args, **options)
+    return lambda *args, **options: _by_position(function, *args, **options)
 
 
 def _softmax_cross_entropy(scores, labels):
     _, gradient = kernels.softmax_cross_entropy(scores, labels)
-    return partial(kernels.softmax_cross_entropy, scores, labels, out=gradient)
+    return _by_position(kernels.softmax_cross_entropy, scores, labels, gradient)
 
 
 _OUT = ("matmul", "linear_forward", "linear_backward", "weight_gradient", "bias_gradient", "relu_forward",
