@@ -14,8 +14,29 @@ static ALWAYS_INLINE int meets_its_stores(const real *x, const real *y)
     return 0 < ahead && ahead < 1024;
 }
 
+/* Results that have left the caches before anyone reads them go past them: else every line would be read before it is written. */
+static ALWAYS_INLINE int is_streamed(ptrdiff_t n, const real *y)
+{
+    enum { FAR_BYTES = 8 << 20 };
+    return (size_t)n * sizeof(real) >= FAR_BYTES && (uintptr_t)y % sizeof(real) == 0;
+}
+
+/* y_i = value(i, r), r elements of it. */
+#define STREAM(n, y, value) { \
+        ptrdiff_t i = (ptrdiff_t)(-(uintptr_t)(y) % VBYTES / sizeof(real)); \
+        if (i > 0) v_store_n(y, value(0, i), i); \
+        for (; i + VL <= n; i += VL) v_stream(y + i, value(i, VL)); \
+        if (i < n) v_store_n(y + i, value(i, n - i), n - i); \
+        v_streamed(); }
+
 static ALWAYS_INLINE void map(ptrdiff_t n, const real *x, real alpha, real *y, unary *f)
 {
+#define VALUE(i, r) f(v_part(x + (i), r), alpha)
+    if (x != y && is_streamed(n, y)) {
+        STREAM(n, y, VALUE)
+        return;
+    }
+#undef VALUE
     const ptrdiff_t whole = n / VL * VL;
     if (whole < n) v_store_n(y + whole, f(v_load_n(x + whole, n - whole), alpha), n - whole);
     const int back = meets_its_stores(x, y);
@@ -25,6 +46,12 @@ static ALWAYS_INLINE void map(ptrdiff_t n, const real *x, real alpha, real *y, u
 
 static ALWAYS_INLINE void map_backward(ptrdiff_t n, const real *s, const real *dy, real alpha, int add, real *dx, unary_backward *f)
 {
+#define VALUE(i, r) f(v_part(s + (i), r), v_part(dy + (i), r), alpha)
+    if (!add && dx != s && dx != dy && is_streamed(n, dx)) {
+        STREAM(n, dx, VALUE)
+        return;
+    }
+#undef VALUE
     ptrdiff_t i = 0;
     for (; i + VL <= n; i += VL) {
         const vreal d = f(v_load(s + i), v_load(dy + i), alpha);

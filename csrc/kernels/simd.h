@@ -115,6 +115,18 @@ static ALWAYS_INLINE vreal v_part(const real *p, ptrdiff_t r) { return r < VL ? 
 #endif
 static ALWAYS_INLINE void v_put(real *p, vreal v, ptrdiff_t r) { if (r < VL) v_store_n(p, v, r); else v_store(p, v); }
 
+/* To whole vectors' addresses, past the caches where the instruction set can; v_streamed comes after the last. */
+#if VBYTES == 64 && defined(__AVX512F__)
+static ALWAYS_INLINE void v_stream(real *p, vreal v) { _mm512_stream_si512((void *)p, (__m512i)v); }
+static ALWAYS_INLINE void v_streamed(void) { _mm_sfence(); }
+#elif VBYTES == 32 && defined(__AVX2__)
+static ALWAYS_INLINE void v_stream(real *p, vreal v) { _mm256_stream_si256((__m256i *)(void *)p, (__m256i)v); }
+static ALWAYS_INLINE void v_streamed(void) { _mm_sfence(); }
+#else
+static ALWAYS_INLINE void v_stream(real *p, vreal v) { v_store(p, v); }
+static ALWAYS_INLINE void v_streamed(void) { }
+#endif
+
 /* ---- a*b + c with one rounding. The baseline set has no such instruction and rounds twice: its results form a
  * ---- numerics class of their own; all the others agree bit for bit. ------------------------------------------------ */
 
