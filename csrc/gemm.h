@@ -57,7 +57,7 @@ typedef struct {
 /* The worker's share of the product. Every element belongs to one worker, whose arithmetic does not depend on who else
  * works. Scratch: fbp_gemm_scratch bytes, 64-byte aligned, private to the worker. */
 void fbp_gemm(const fbp_kernels *t, const fbp_worker *w, const fbp_product *q, void *scratch);
-void fbp_gemm_again(fbp_prepared *p, const void *a, const void *b);   /* A and B there; NULL: where they were */
+void fbp_gemm_again(fbp_prepared *p, const void *a, const void *b);   /* of A and B that lie there; NULL: where they lay */
 size_t fbp_gemm_scratch(const fbp_kernels *t, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k);
 
 /* y (n) = column sums of x (B, n), in chunks of rows like a chunked product. */

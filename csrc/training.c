@@ -101,6 +101,7 @@ static void add_chunks(const fbp_frame *f, ptrdiff_t parameters, const fbp_worke
     }
 }
 
+/* Another number of rows: other products. */
 static void forget_products(const fbp_program *p, fbp_prepared *prepared)
 {
     for (ptrdiff_t i = 0; i < p->ops * FBP_PRODUCTS; i++) prepared[i].make = NULL;
