@@ -111,15 +111,13 @@ static void copy_a(const fbp_kernels *t, fbp_block *block, void *to)
     block->a = to;
 }
 
-static int sums_up(const fbp_product *q) { return q->epilogue && q->epilogue->sums; }
-
 /* A transposed B that few rows pass over: a copy would take as long as some more rows, and longer from beyond the second cache, or where columns fall
  * into the same sets of the first one. In doubles tiles catch up sooner. */
 static int pays_in_strips(const fbp_kernels *t, const fbp_product *q, ptrdiff_t m)
 {
     enum { WORTH_TWICE = 64 << 10, FEWEST_TERMS = 24 };   /* bytes; of more rows, as their end takes a while */
     if (q->b.col == 1 || m > 2 * t->strip_rows) return 0;
-    if (sums_up(q) || q->b.row != 1 || q->start != FBP_STORE || q->chunked || q->done) return 0;
+    if (fbp_sums_in_tiles(q->epilogue) || q->b.row != 1 || q->start != FBP_STORE || q->chunked || q->done) return 0;
     const size_t bytes = (size_t)(q->n * q->k) * t->size;
     const int far = bytes > 4 * t->a_bytes, same_sets = (size_t)q->b.col * t->size % 1024 == 0, singles = t->size == 4;
     const int by_lines = t->strip_rows > FBP_FEW;   /* which are faster than patches for all but one row */

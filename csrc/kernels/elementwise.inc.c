@@ -124,26 +124,57 @@ static void act_forward(int act, ptrdiff_t n, const real *x, double alpha, real 
     }
 }
 
+#define EACH_DERIVATIVE(X) \
+    X(FBP_RELU, relu_backward) X(FBP_LEAKY_RELU, leaky_relu_backward) X(FBP_SIGMOID, sigmoid_backward) X(FBP_TANH, tanh_backward) \
+    X(FBP_ELU, elu_backward) X(FBP_EXP, exp_backward) X(FBP_SOFTPLUS, softplus_backward) X(FBP_GELU, gelu_backward) X(FBP_SILU, silu_backward) \
+    X(FBP_SQRT, sqrt_backward) X(FBP_RECIPROCAL, reciprocal_backward) X(FBP_LOG, log_backward) X(FBP_SIN, sin_backward) X(FBP_COS, cos_backward) \
+    X(FBP_SQUARE, square_backward)
+
 static void act_backward(int act, ptrdiff_t n, const real *s, const real *dy, double alpha, int add, real *dx)
 {
     const real a = (real)alpha;
     switch (act) {
     case FBP_IDENTITY: map_backward(n, dy, dy, a, add, dx, identity_backward); break;   /* s may be absent */
-    case FBP_RELU: map_backward(n, s, dy, a, add, dx, relu_backward); break;
-    case FBP_LEAKY_RELU: map_backward(n, s, dy, a, add, dx, leaky_relu_backward); break;
-    case FBP_SIGMOID: map_backward(n, s, dy, a, add, dx, sigmoid_backward); break;
-    case FBP_TANH: map_backward(n, s, dy, a, add, dx, tanh_backward); break;
-    case FBP_ELU: map_backward(n, s, dy, a, add, dx, elu_backward); break;
-    case FBP_EXP: map_backward(n, s, dy, a, add, dx, exp_backward); break;
-    case FBP_SOFTPLUS: map_backward(n, s, dy, a, add, dx, softplus_backward); break;
-    case FBP_GELU: map_backward(n, s, dy, a, add, dx, gelu_backward); break;
-    case FBP_SILU: map_backward(n, s, dy, a, add, dx, silu_backward); break;
-    case FBP_SQRT: map_backward(n, s, dy, a, add, dx, sqrt_backward); break;
-    case FBP_RECIPROCAL: map_backward(n, s, dy, a, add, dx, reciprocal_backward); break;
-    case FBP_LOG: map_backward(n, s, dy, a, add, dx, log_backward); break;
-    case FBP_SIN: map_backward(n, s, dy, a, add, dx, sin_backward); break;
-    case FBP_COS: map_backward(n, s, dy, a, add, dx, cos_backward); break;
-    case FBP_SQUARE: map_backward(n, s, dy, a, add, dx, square_backward); break;
+#define CASE(act, f) case act: map_backward(n, s, dy, a, add, dx, f); break;
+    EACH_DERIVATIVE(CASE)
+#undef CASE
+    }
+}
+
+/* r columns of a few rows of dx = dx * f'(s), and their sums. */
+static ALWAYS_INLINE void map_columns_backward(ptrdiff_t rows, ptrdiff_t r, const real *s, ptrdiff_t lds, real alpha, real *dx, ptrdiff_t ldx, real *sums,
+                                               unary_backward *f)
+{
+    vreal sum = v_part(sums, r);
+    for (; rows > 0; rows--, s += lds, dx += ldx) {
+        const vreal d = f(v_part(s, r), v_part(dx, r), alpha);
+        v_put(dx, d, r);
+        sum += d;
+    }
+    v_put(sums, sum, r);
+}
+
+static ALWAYS_INLINE void map_rows_backward(ptrdiff_t m, ptrdiff_t n, const real *s, ptrdiff_t lds, real alpha, real *dx, ptrdiff_t ldx, real *sums,
+                                            unary_backward *f)
+{
+    const ptrdiff_t most = n <= VL ? m : 8;   /* rows at a time: they stay in the first cache */
+    for (ptrdiff_t i = 0, rows; i < m; i += rows, s += rows * lds, dx += rows * ldx) {
+        ptrdiff_t j = 0;
+        rows = m - i < most ? m - i : most;
+        for (; j + VL <= n; j += VL) map_columns_backward(rows, VL, s + j, lds, alpha, dx + j, ldx, sums + j, f);
+        if (j < n) map_columns_backward(rows, n - j, s + j, lds, alpha, dx + j, ldx, sums + j, f);
+    }
+}
+
+/* dx (m, n) = dx * f'(s), and sums_j = sums_j + sum over the rows of dx_ij, in ascending order: additions that wait for each other, while there are
+ * derivatives to compute. */
+static void act_backward_sums(int act, ptrdiff_t m, ptrdiff_t n, const real *s, ptrdiff_t lds, double alpha, real *dx, ptrdiff_t ldx, real *sums)
+{
+    const real a = (real)alpha;
+    switch (act) {
+#define CASE(act, f) case act: map_rows_backward(m, n, s, lds, a, dx, ldx, sums, f); break;
+    EACH_DERIVATIVE(CASE)
+#undef CASE
     }
 }
 

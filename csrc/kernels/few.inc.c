@@ -185,7 +185,7 @@ static int pays_by_rows(const fbp_block *q)
     const int any = (size_t)q->b_row * sizeof(real) >= 4096 || bytes > 7 * A_BYTES;
     const ptrdiff_t most = any ? FEW : VBYTES == 64 ? FEW / 2 : 1;
     const int one = q->m == 1 && q->n > 6 * NR && q->k > STREAMS;
-    return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !(q->epilogue && q->epilogue->sums);
+    return (far || one) && in_rows && q->m <= most && (q->start == FBP_STORE || q->start == FBP_CONTINUE) && !fbp_sums_in_tiles(q->epilogue);
 }
 
 /* A product of few terms: a vector of every row of B, or two, stays in registers while the rows of A pass over them. The same chains as in a tile.
@@ -286,7 +286,7 @@ static int by_columns(const fbp_block *q) { return q->a_col != 1 || q->start == 
 static int pays_by_terms(const fbp_block *q)
 {
     if (q->k < LAST) return 1;
-    if (by_columns(q) && (q->a_row != 1 || (q->epilogue && q->epilogue->sums))) return 0;
+    if (by_columns(q) && (q->a_row != 1 || fbp_sums_in_tiles(q->epilogue))) return 0;
     const ptrdiff_t most = VBYTES == 64 && q->n > VL ? PAIRED_TERMS : TERMS;
     return q->k <= most && q->m > 4 && (VBYTES < 64 || q->n > VL / 2) && q->a_panel == MR * q->a_row;
 }

@@ -33,7 +33,7 @@ enum fbp_start { FBP_STORE, FBP_CONTINUE, FBP_ADD, FBP_DESCEND };
 /* What happens to a finished output tile while it is in registers or in the first cache.
  *   forward  (y == NULL)  c = f(c + bias)
  *   backward (y != NULL)  c = c * f'(y)
- * and then, only where f is the identity or ReLU:  sums_j = sums_j + sum over the rows i of c_ij, in ascending order. */
+ *                      and then, if wanted,  sums_j = sums_j + sum over the rows i of c_ij, in ascending order. */
 typedef struct {
     const R *bias;       /* one per column, or NULL */
     int act;
@@ -42,6 +42,9 @@ typedef struct {
     ptrdiff_t ldy;
     R *sums;             /* one per column, or NULL */
 } fbp_epilogue;
+
+/* Other functions follow when the tiles are done, and so do the sums. */
+static inline int fbp_sums_in_tiles(const fbp_epilogue *e) { return e && e->sums && (e->act == FBP_IDENTITY || e->act == FBP_RELU); }
 
 /* C (m, n) = [start] + A (m, k) B (k, n), then the epilogue (or NULL).
  * A lies in panels of mr rows: element (i, p) of a panel at a[i*a_row + p*a_col], panels a_panel apart.

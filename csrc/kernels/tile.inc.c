@@ -18,7 +18,7 @@ static int what_it_does(const fbp_block *q)
     const int start = q->start == FBP_CONTINUE ? CONTINUES : q->start == FBP_ADD ? ADDS : q->start == FBP_DESCEND ? DESCENDS : 0;
     const size_t near = q->shared ? SHARED_BYTES : A_BYTES;
     const int far = q->k >= 4 * NEAR || (q->k >= NEAR && (size_t)(q->m * q->n) * sizeof(real) > near) ? FAR : 0;
-    return start | far | (e ? (e->bias != NULL) * BIASES | (e->act == FBP_RELU) * (e->y ? MASKS : RECTIFIES) | (e->sums != NULL) * SUMS : 0);
+    return start | far | (e ? (e->bias != NULL) * BIASES | (e->act == FBP_RELU) * (e->y ? MASKS : RECTIFIES) | fbp_sums_in_tiles(e) * SUMS : 0);
 }
 
 enum { WHOLE, RAGGED, HALF, PADDED };   /* what exists of a tile's last vector: all, a part, at most half of it; a part in C, all in B */
@@ -170,6 +170,10 @@ static void (*const tiles[MR][NV][PADDED + 1][2])(const fbp_block *, int, const 
 static void activate_rows(const fbp_block *q)
 {
     const fbp_epilogue *e = q->epilogue;
+    if (e->sums) {
+        act_backward_sums(e->act, q->m, q->n, e->y, e->ldy, e->alpha, q->c, q->ldc, e->sums);
+        return;
+    }
     const int dense = q->ldc == q->n && (!e->y || e->ldy == q->n);
     const ptrdiff_t rows = dense ? 1 : q->m, n = dense ? q->m * q->n : q->n;
     for (ptrdiff_t i = 0; i < rows; i++) {

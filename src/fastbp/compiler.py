@@ -263,7 +263,7 @@ def compile_graph(nodes: Sequence[Node], outputs: Sequence[int], *, dtype: np.dt
     for i, op in enumerate(operations):
         made = maker.get(op.x)
         if (op.kind == "dense" and goes_back(op) and first_reader[op.x] == i and made is not None and operations[made].kind == "dense"
-                and operations[made].function in ("identity", "relu") and at[made][1] >= 0 and len(users[at[made][1]]) == 1):
+                and at[made][1] >= 0 and len(users[at[made][1]]) == 1):
             sums[i] = made
     summed = set(sums.values())
 
